@@ -1,0 +1,72 @@
+"""Device, precision, TF32 and threads: chosen once, with a reason that can be logged."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+DtypeChoice = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how the networks run. ``dtype`` is the language model's; the rest is float32."""
+
+    device: torch.device
+    dtype: torch.dtype
+    tf32: bool
+    threads: int
+    reason: str
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished, so that a clock read afterwards is honest."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+
+def cpu_count() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose(
+    device: DeviceChoice = "auto", dtype: DtypeChoice = "auto", *, tf32: bool = True, threads: int | None = None
+) -> Runtime:
+    """Return the Runtime for the wishes given; an impossible wish falls back to the CPU with its reason."""
+    usable = torch.cuda.is_available()
+    if device == "cpu":
+        place, reason = torch.device("cpu"), "CPU, as set"
+    elif usable:
+        place = torch.device("cuda", torch.cuda.current_device())
+        major, minor = torch.cuda.get_device_capability(place)
+        reason = f"{torch.cuda.get_device_name(place)} (compute capability {major}.{minor})"
+    else:
+        place = torch.device("cpu")
+        if torch.version.cuda is None:
+            reason = "CPU: this torch is a CPU build"
+        else:
+            reason = (
+                f"CPU: no usable GPU (torch is built for CUDA {torch.version.cuda}; "
+                "the driver is missing or older than that needs)"
+            )
+    if dtype == "auto":
+        bf16 = place.type == "cuda" and torch.cuda.is_bf16_supported()
+        number = torch.bfloat16 if bf16 else torch.float32
+    else:
+        number = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    return Runtime(place, number, tf32 and place.type == "cuda", threads or cpu_count(), reason)
+
+
+def apply(runtime: Runtime) -> None:
+    """Set the process-wide switches of torch that the Runtime asks for; called once, at start."""
+    torch.set_num_threads(runtime.threads)
+    torch.backends.cuda.matmul.allow_tf32 = runtime.tf32
+    torch.backends.cudnn.allow_tf32 = runtime.tf32

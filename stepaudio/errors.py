@@ -1,0 +1,38 @@
+"""The exceptions of stepaudio.
+
+StepAudioError
+├── InvalidInput      the user can fix it: the message names the value and the limit
+├── WeightsError      the operator can fix it: the message names the file and its folder
+├── GenerationError   nothing came out of the models; trying again may help
+├── Busy              the queue is full; try again later
+└── Cancelled         the user, or a closed connection, stopped the job
+
+Messages are whole sentences for the person who reads the page. Exceptions of other libraries are
+translated where they are met, ``from`` the original.
+"""
+
+from __future__ import annotations
+
+
+class StepAudioError(Exception):
+    """Base of every error whose message may be shown to a user as it is."""
+
+
+class InvalidInput(StepAudioError):
+    """What the user gave cannot be used; the message says what and which limit applies."""
+
+
+class WeightsError(StepAudioError):
+    """A file of the weights folder is missing, damaged or does not fit; the message names it."""
+
+
+class GenerationError(StepAudioError):
+    """The models produced nothing that could become sound."""
+
+
+class Busy(StepAudioError):
+    """Too many jobs are waiting already."""
+
+
+class Cancelled(StepAudioError):
+    """The job was stopped before it was done."""
