@@ -50,6 +50,24 @@ class ReferenceEncoding:
     speaker: FloatArray
 
 
+@dataclass(frozen=True)
+class PartTime:
+    """When one of several parts that ran side by side began and ended (time.perf_counter seconds)."""
+
+    name: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedReference:
+    """A fresh encoding with what it took: wall ``seconds`` of the whole, and each part's own times."""
+
+    encoding: ReferenceEncoding
+    seconds: float
+    parts: tuple[PartTime, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class SpeechTokens:
     """Speech as whole groups of five numbers [2 linguistic, 3 semantic]; a group is 120 ms.
