@@ -27,13 +27,13 @@ def shared_folder(variable: str, name: str) -> Path:
 @pytest.fixture(scope="session")
 def conformance() -> Path:
     """The test vectors recorded from the reference implementation."""
-    return shared_folder("STEPAUDIO_TEST_CONFORMANCE", "conformance")
+    return shared_folder("CONFORMANCE_DIR", "conformance")
 
 
 @pytest.fixture(scope="session")
 def small_files() -> Path:
     """Small files of the public checkpoints: tokenizer, configs, key lists."""
-    return shared_folder("STEPAUDIO_TEST_SMALL_FILES", "small-files")
+    return shared_folder("SMALL_FILES_DIR", "small-files")
 
 
 def voice(seconds: float = 3.0, sample_rate: int = 24000, pitch: float = 120.0, seed: int = 0) -> Waveform:

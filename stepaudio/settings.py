@@ -1,0 +1,128 @@
+"""Every path, device, limit and default of the product; the only reader of STEPAUDIO_* and of their flags.
+
+A setting comes from, in this order: a command-line flag (``--cache-dir``), an environment variable
+(``STEPAUDIO_CACHE_DIR``), the default below. A STEPAUDIO_* variable that no setting has is an error: a typing
+mistake must not pass for a setting that works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from stepaudio.errors import InvalidInput
+
+PREFIX = "STEPAUDIO_"
+
+
+class Settings(BaseSettings):
+    """One immutable object, built once in app.py or the command line, and passed down."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", protected_namespaces=())
+
+    models_dir: Path = Field(Path("models"), description="folder that holds weights folders")
+    weights: str = Field(
+        "", description="the weights folder to use: a name under models_dir, or a path; empty: chosen by itself"
+    )
+    cache_dir: Path = Field(Path("cache"), description="folder of the encoder cache (and of the tiny stand-in weights)")
+    cache_megabytes: int = Field(1024, ge=1, description="upper bound of the encoder cache; least recently used goes")
+    cache_enabled: bool = Field(True, description="false: every reference is encoded anew")
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(7860, ge=0, le=65535, description="port of the page and of the health checks")
+    root_path: str = Field("", description="sub-path under which a reverse proxy serves the page, e.g. /voice")
+    queue_limit: int = Field(16, ge=1, description="jobs that may wait; the next one is told to try later")
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the networks run")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="precision of the language model; auto: bfloat16 on a GPU that has it, else float32"
+    )
+    tf32: bool = Field(True, description="TF32 for float32 work on a GPU")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one for each core this process may use")
+
+    max_upload_megabytes: int = Field(50, ge=1, description="largest reference file")
+    min_reference_seconds: float = Field(0.5, gt=0, description="shortest reference")
+    max_reference_seconds: float = Field(30.0, gt=0, description="what is kept of a longer reference")
+    long_reference: Literal["cut", "refuse"] = Field("cut", description="what happens to a longer reference")
+    max_text_characters: int = Field(1000, ge=1, description="longest text to speak in one request")
+    max_transcript_characters: int = Field(1000, ge=1, description="longest transcript of a reference")
+    max_output_seconds: float = Field(60.0, gt=0, description="longest sound of one request")
+
+    temperature: float = Field(0.7, ge=0, le=2, description="default sampling temperature; 0: greedy")
+    top_k: int = Field(50, ge=0, description="default number of candidates per step; 0: all")
+    top_p: float = Field(1.0, gt=0, le=1, description="default share of probability kept; 1: all")
+    repetition_rule: bool = Field(True, description="ban an id that already came twice within the last ten")
+    flow_steps: int = Field(10, ge=1, le=50, description="default Euler steps of the flow")
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="json: one JSON object for each request")
+
+    hub_token: str = Field("", repr=False, description="access token for the download of weights, where one is needed")
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return self.max_upload_megabytes * 1024 * 1024
+
+
+def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings from flags, environment and defaults.
+
+    Raises InvalidInput with one sentence for an unknown variable or a value outside its limits.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if unknown:
+        raise InvalidInput(f"The environment variable {unknown[0]} is not a setting of stepaudio; see the README.")
+    try:
+        return Settings(**dict(flags or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "a setting"
+        raise InvalidInput(f"The setting {name} has the value {first['input']!r}: {first['msg']}.") from error
+
+
+def add_flags(parser: argparse.ArgumentParser, only: Sequence[str] | None = None) -> None:
+    """Add one ``--flag`` for each setting (or for those named) to the parser."""
+    group = parser.add_argument_group("settings (each also as an environment variable STEPAUDIO_...)")
+    for name, field in Settings.model_fields.items():
+        if only is not None and name not in only:
+            continue
+        group.add_argument(
+            "--" + name.replace("_", "-"),
+            dest=f"setting_{name}",
+            metavar="|".join(map(str, choices(field.annotation))) or name.upper(),
+            help=f"{field.description} (default: {field.default if field.default != '' else 'none'})".replace(
+                "%", "%%"
+            ),
+        )
+
+
+def flags_from(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that were given as flags."""
+    return {
+        name.removeprefix("setting_"): value
+        for name, value in vars(arguments).items()
+        if name.startswith("setting_") and value is not None
+    }
+
+
+def choices(annotation: Any) -> tuple[Any, ...]:
+    """Return the allowed words of a Literal annotation, () for any other."""
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def markdown_table() -> str:
+    """Return the configuration table of the README."""
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        words = " \\| ".join(map(str, choices(field.annotation)))
+        meaning = f"{field.description}{f' ({words})' if words else ''}"
+        default = f"`{field.default}`" if field.default != "" else "(none)"
+        rows.append(f"| `{PREFIX}{name.upper()}` | {default} | {meaning} |")
+    return "\n".join(rows) + "\n"
