@@ -1,0 +1,147 @@
+"""Speech as numbers: the 2:3 cycle of linguistic and semantic codes, and the rows that the vocoder reads.
+
+Two code streams describe the same sound: linguistic codes (1024 of them, 16.67 a second) and semantic codes
+(4096, 25 a second). The language model reads and writes them interleaved in groups of five,
+
+    [linguistic, linguistic, semantic, semantic, semantic]   = 120 ms of sound,
+
+as the pieces ``<audio_N>``: linguistic code c is N = c, semantic code c is N = 1024 + c. Here "number" always
+means N; which id a tokenizer gives to ``<audio_0>`` is known to prompts.SpeechTokenizer alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stepaudio.types import IntArray, SpeechTokens
+
+LINGUISTIC_CODES = 1024
+SEMANTIC_CODES = 4096
+AUDIO_NUMBERS = LINGUISTIC_CODES + SEMANTIC_CODES
+"""How many ``<audio_N>`` are in use: N = 0 .. 5119."""
+
+LINGUISTIC_PER_GROUP = 2
+SEMANTIC_PER_GROUP = 3
+GROUP = LINGUISTIC_PER_GROUP + SEMANTIC_PER_GROUP
+"""Ids of one group; also the length of the cycle of phases."""
+
+ROWS_PER_GROUP = SEMANTIC_PER_GROUP
+ROWS_PER_SECOND = 25
+GROUP_SECONDS = ROWS_PER_GROUP / ROWS_PER_SECOND
+IDS_PER_SECOND = GROUP / GROUP_SECONDS
+
+PAD_LINGUISTIC = LINGUISTIC_CODES
+"""The linguistic value of a row that has none (the third row of every group)."""
+SEMANTIC_ROW_OFFSET = 1
+"""The vocoder's semantic table begins one entry after the numbers: row value = N + 1."""
+
+_UPSTREAM_PADDING = (0, 0, 0, LINGUISTIC_CODES, LINGUISTIC_CODES, LINGUISTIC_CODES)
+
+
+@dataclass(frozen=True)
+class SpeechVocabulary:
+    """Where a tokenizer keeps speech: the id of ``<audio_0>``, how many ``<audio_N>`` follow, the id that ends."""
+
+    audio_offset: int
+    audio_numbers: int
+    end: int
+
+    def legal_ids(self, phase: int) -> range:
+        """Return the ids that may stand at place ``phase`` (0..4) of a group; the end id is not among them."""
+        numbers = legal_numbers(phase, self.audio_numbers)
+        return range(self.audio_offset + numbers.start, self.audio_offset + numbers.stop)
+
+
+def interleave(linguistic: npt.ArrayLike, semantic: npt.ArrayLike) -> SpeechTokens:
+    """Return the whole groups of two code streams; what does not fill a group is dropped.
+
+    linguistic (L,) in 0..1023 and semantic (S,) in 0..4095 give min(L // 2, S // 3) groups.
+    Raises ValueError for codes outside their range: they would name sounds of the other stream.
+    """
+    first = _codes(linguistic, LINGUISTIC_CODES, "linguistic")
+    second = _codes(semantic, SEMANTIC_CODES, "semantic")
+    groups = min(len(first) // LINGUISTIC_PER_GROUP, len(second) // SEMANTIC_PER_GROUP)
+    numbers = np.empty((groups, GROUP), dtype=np.int64)
+    numbers[:, :LINGUISTIC_PER_GROUP] = first[: groups * LINGUISTIC_PER_GROUP].reshape(-1, LINGUISTIC_PER_GROUP)
+    numbers[:, LINGUISTIC_PER_GROUP:] = second[: groups * SEMANTIC_PER_GROUP].reshape(-1, SEMANTIC_PER_GROUP)
+    numbers[:, LINGUISTIC_PER_GROUP:] += LINGUISTIC_CODES
+    return SpeechTokens(numbers.reshape(-1))  # (5 * groups,)
+
+
+def deinterleave(tokens: SpeechTokens) -> tuple[IntArray, IntArray]:
+    """Return (linguistic (2 * groups,), semantic (3 * groups,)) int64: the inverse of interleave."""
+    table = _groups(tokens.numbers)  # (groups, 5)
+    linguistic = table[:, :LINGUISTIC_PER_GROUP].reshape(-1).copy()
+    semantic = table[:, LINGUISTIC_PER_GROUP:].reshape(-1) - LINGUISTIC_CODES
+    return linguistic, semantic
+
+
+def rows(numbers: npt.ArrayLike) -> IntArray:
+    """Return the vocoder's rows int64 (3 * groups, 2) of whole groups (5 * groups,).
+
+    A group (a, b, c, d, e) becomes (a, c + 1), (b, d + 1), (1024, e + 1). Plain arithmetic, as upstream has it:
+    no range is checked. Raises ValueError when a group is incomplete (see cut_to_groups).
+    """
+    table = _groups(numbers)
+    result = np.full((len(table), ROWS_PER_GROUP, 2), PAD_LINGUISTIC, dtype=np.int64)
+    result[:, :LINGUISTIC_PER_GROUP, 0] = table[:, :LINGUISTIC_PER_GROUP]
+    result[:, :, 1] = table[:, LINGUISTIC_PER_GROUP:] + SEMANTIC_ROW_OFFSET
+    return result.reshape(-1, 2)  # (3 * groups, 2)
+
+
+def cut_to_groups(numbers: npt.ArrayLike) -> IntArray:
+    """Return the whole groups int64 (5 * groups,) at the beginning of ``numbers``; a ragged end is dropped."""
+    array = np.asarray(numbers, dtype=np.int64).reshape(-1)
+    return array[: len(array) // GROUP * GROUP].copy()
+
+
+def pad_to_groups_as_upstream(numbers: npt.ArrayLike) -> IntArray:
+    """Return ``numbers`` with its ragged end completed by the official code's filler.
+
+    Kept to compare rows() with recordings of the official code. The product cuts instead: the filler sounds
+    as up to 120 ms of junk.
+    """
+    array = np.asarray(numbers, dtype=np.int64).reshape(-1)
+    remainder = len(array) % GROUP
+    if remainder == 0:
+        return array.copy()
+    filler = np.asarray(_UPSTREAM_PADDING[-(GROUP - remainder) :], dtype=np.int64)
+    return np.concatenate([array, filler])
+
+
+def legal_numbers(phase: int, audio_numbers: int = AUDIO_NUMBERS) -> range:
+    """Return the numbers that may stand at place ``phase`` (0..4) of a group.
+
+    ``audio_numbers``: how many ``<audio_N>`` the vocabulary holds (a small one may have fewer semantic codes).
+    """
+    if not 0 <= phase < GROUP:
+        raise ValueError(f"A phase is 0..{GROUP - 1}, not {phase}.")
+    if phase < LINGUISTIC_PER_GROUP:
+        return range(min(LINGUISTIC_CODES, audio_numbers))
+    return range(LINGUISTIC_CODES, min(AUDIO_NUMBERS, audio_numbers))
+
+
+def obeys_cycle(numbers: npt.ArrayLike) -> bool:
+    """Return whether every number is legal at its place of the cycle, the first one standing at phase 0."""
+    array = np.asarray(numbers, dtype=np.int64).reshape(-1)
+    linguistic = np.arange(len(array)) % GROUP < LINGUISTIC_PER_GROUP
+    low = np.where(linguistic, 0, LINGUISTIC_CODES)
+    high = np.where(linguistic, LINGUISTIC_CODES, AUDIO_NUMBERS)
+    return bool(np.all((low <= array) & (array < high)))
+
+
+def _codes(values: npt.ArrayLike, limit: int, name: str) -> IntArray:
+    array = np.asarray(values, dtype=np.int64).reshape(-1)
+    if len(array) and not 0 <= array.min() <= array.max() < limit:
+        raise ValueError(f"The {name} codes run from {array.min()} to {array.max()}; legal are 0..{limit - 1}.")
+    return array
+
+
+def _groups(numbers: npt.ArrayLike) -> IntArray:
+    array = np.asarray(numbers, dtype=np.int64).reshape(-1)
+    if len(array) % GROUP:
+        raise ValueError(f"{len(array)} numbers are not whole groups of {GROUP}.")
+    return array.reshape(-1, GROUP)  # (groups, 5)

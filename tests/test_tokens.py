@@ -1,0 +1,109 @@
+"""tokens.py against the recorded interleaving and rows, and its properties."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stepaudio import tokens
+from stepaudio.types import SpeechTokens
+
+REAL_AUDIO_OFFSET = 65536
+
+
+def load(folder: Path, name: str) -> list[dict]:
+    return json.loads((folder / "tokens_prompts" / name).read_text("utf-8"))
+
+
+def random_codes(seed: int, linguistic: int, semantic: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 1024, linguistic), rng.integers(0, 4096, semantic)
+
+
+def test_interleave_equals_every_recorded_case(conformance: Path) -> None:
+    cases = load(conformance, "interleave.json")
+    assert len(cases) == 23
+    for case in cases:
+        result = tokens.interleave(case["vq02"], case["vq06"])
+        assert (result.numbers + REAL_AUDIO_OFFSET).tolist() == case["vocoder_prompt_ids"]
+        assert "".join(f"<audio_{n}>" for n in result.numbers) == case["llm_prompt_str"]
+
+
+def test_rows_equal_every_recorded_case_with_upstream_padding(conformance: Path) -> None:
+    cases = load(conformance, "reshape.json")
+    assert len(cases) == 23
+    for case in cases:
+        result = tokens.rows(tokens.pad_to_groups_as_upstream(case["seq"]))
+        expected = [] if case["out"] == "TypeError" else case["out"]
+        assert result.tolist() == expected
+        assert result.dtype == np.int64
+        assert result.shape == (len(expected), 2)
+
+
+@pytest.mark.parametrize(("linguistic", "semantic"), [(0, 0), (1, 3), (2, 2), (2, 3), (17, 25), (24, 40), (100, 9)])
+def test_deinterleave_undoes_interleave_up_to_whole_groups(linguistic: int, semantic: int) -> None:
+    first, second = random_codes(1, linguistic, semantic)
+    result = tokens.interleave(first, second)
+    assert result.groups == min(linguistic // 2, semantic // 3)
+    assert tokens.obeys_cycle(result.numbers)
+    back_first, back_second = tokens.deinterleave(result)
+    assert back_first.tolist() == first[: 2 * result.groups].tolist()
+    assert back_second.tolist() == second[: 3 * result.groups].tolist()
+
+
+def test_codes_outside_their_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="linguistic codes run from 0 to 1024"):
+        tokens.interleave([0, 1024], [0, 0, 0])
+    with pytest.raises(ValueError, match="semantic codes run from -1 to 0"):
+        tokens.interleave([0, 0], [0, -1, 0])
+
+
+def test_incomplete_groups_are_cut_by_the_product_and_refused_by_rows() -> None:
+    numbers = np.arange(13)
+    assert tokens.cut_to_groups(numbers).tolist() == list(range(10))
+    assert tokens.cut_to_groups([1, 2, 3, 4]).tolist() == []
+    with pytest.raises(ValueError, match="13 numbers are not whole groups of 5"):
+        tokens.rows(numbers)
+    with pytest.raises(ValueError, match="not whole groups"):
+        tokens.deinterleave(SpeechTokens(numbers))
+
+
+def test_functions_do_not_write_into_their_arguments() -> None:
+    numbers = np.arange(10)
+    copy = numbers.copy()
+    for function in (tokens.rows, tokens.cut_to_groups, tokens.pad_to_groups_as_upstream):
+        function(numbers)[...] = -1
+    for part in tokens.deinterleave(SpeechTokens(numbers)):
+        part[...] = -1
+    assert numbers.tolist() == copy.tolist()
+
+
+def test_legal_numbers_follow_the_cycle_and_the_vocabulary() -> None:
+    assert [tokens.legal_numbers(p) for p in range(5)] == [range(1024)] * 2 + [range(1024, 5120)] * 3
+    assert tokens.legal_numbers(4, 1500) == range(1024, 1500)
+    assert tokens.legal_numbers(2, 9216) == range(1024, 5120)
+    with pytest.raises(ValueError, match="A phase is"):
+        tokens.legal_numbers(5)
+
+
+def test_obeys_cycle_finds_one_stray_number() -> None:
+    good = tokens.interleave(*random_codes(2, 20, 30)).numbers
+    assert tokens.obeys_cycle(good)
+    for place, stray in ((0, 1024), (2, 1023), (49, 5120), (5, -1)):
+        bad = good.copy()
+        bad[place] = stray
+        assert not tokens.obeys_cycle(bad)
+
+
+def test_rates_agree_with_each_other() -> None:
+    assert pytest.approx(0.12) == tokens.GROUP_SECONDS
+    assert pytest.approx(41.6667, abs=1e-3) == tokens.IDS_PER_SECOND
+
+
+def test_a_vocabulary_shifts_the_legal_numbers_to_its_ids() -> None:
+    vocabulary = tokens.SpeechVocabulary(audio_offset=65536, audio_numbers=9216, end=3)
+    assert vocabulary.legal_ids(1) == range(65536, 66560)
+    assert vocabulary.legal_ids(2) == range(66560, 70656)
