@@ -6,7 +6,7 @@ Two code streams describe the same sound: linguistic codes (1024 of them, 16.67 
     [linguistic, linguistic, semantic, semantic, semantic]   = 120 ms of sound,
 
 as the pieces ``<audio_N>``: linguistic code c is N = c, semantic code c is N = 1024 + c. Here "number" always
-means N; which id a tokenizer gives to ``<audio_0>`` is known to prompts.SpeechTokenizer alone.
+means N; which id a tokenizer gives to ``<audio_0>`` is the affair of its SpeechVocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from stepaudio.errors import WeightsError
 from stepaudio.types import IntArray, SpeechTokens
 
 LINGUISTIC_CODES = 1024
@@ -43,16 +44,37 @@ _UPSTREAM_PADDING = (0, 0, 0, LINGUISTIC_CODES, LINGUISTIC_CODES, LINGUISTIC_COD
 
 @dataclass(frozen=True)
 class SpeechVocabulary:
-    """Where a tokenizer keeps speech: the id of ``<audio_0>``, how many ``<audio_N>`` follow, the id that ends."""
+    """Where a tokenizer keeps speech: the ids of the linguistic codes, of the semantic codes, and the id that ends.
 
-    audio_offset: int
-    audio_numbers: int
+    In the real tokenizer the ids are 65536..66559 and 66560..70655; a small one may hold fewer of either.
+    """
+
+    linguistic: range
+    semantic: range
     end: int
 
     def legal_ids(self, phase: int) -> range:
         """Return the ids that may stand at place ``phase`` (0..4) of a group; the end id is not among them."""
-        numbers = legal_numbers(phase, self.audio_numbers)
-        return range(self.audio_offset + numbers.start, self.audio_offset + numbers.stop)
+        return self.linguistic if _is_linguistic(phase) else self.semantic
+
+    def ids(self, numbers: npt.ArrayLike) -> IntArray:
+        """Return the ids int64 (n,) of ``numbers`` (n,); raises WeightsError for one that has none."""
+        array = np.asarray(numbers, dtype=np.int64).reshape(-1)
+        linguistic = array < LINGUISTIC_CODES
+        codes = np.where(linguistic, array, array - LINGUISTIC_CODES)
+        known = (codes >= 0) & (codes < np.where(linguistic, len(self.linguistic), len(self.semantic)))
+        if not np.all(known):
+            stray = array[~known][0]
+            raise WeightsError(
+                f"The speech number {stray} is unknown to the tokenizer: encoder and language model do not fit."
+            )
+        return codes + np.where(linguistic, self.linguistic.start, self.semantic.start)
+
+    def numbers(self, ids: npt.ArrayLike) -> IntArray:
+        """Return the numbers int64 (n,) of speech ``ids`` (n,): the inverse of ids()."""
+        array = np.asarray(ids, dtype=np.int64).reshape(-1)
+        linguistic = (array >= self.linguistic.start) & (array < self.linguistic.stop)
+        return np.where(linguistic, array - self.linguistic.start, array - self.semantic.start + LINGUISTIC_CODES)
 
 
 def interleave(linguistic: npt.ArrayLike, semantic: npt.ArrayLike) -> SpeechTokens:
@@ -112,16 +134,9 @@ def pad_to_groups_as_upstream(numbers: npt.ArrayLike) -> IntArray:
     return np.concatenate([array, filler])
 
 
-def legal_numbers(phase: int, audio_numbers: int = AUDIO_NUMBERS) -> range:
-    """Return the numbers that may stand at place ``phase`` (0..4) of a group.
-
-    ``audio_numbers``: how many ``<audio_N>`` the vocabulary holds (a small one may have fewer semantic codes).
-    """
-    if not 0 <= phase < GROUP:
-        raise ValueError(f"A phase is 0..{GROUP - 1}, not {phase}.")
-    if phase < LINGUISTIC_PER_GROUP:
-        return range(min(LINGUISTIC_CODES, audio_numbers))
-    return range(LINGUISTIC_CODES, min(AUDIO_NUMBERS, audio_numbers))
+def legal_numbers(phase: int) -> range:
+    """Return the numbers that may stand at place ``phase`` (0..4) of a group."""
+    return range(LINGUISTIC_CODES) if _is_linguistic(phase) else range(LINGUISTIC_CODES, AUDIO_NUMBERS)
 
 
 def obeys_cycle(numbers: npt.ArrayLike) -> bool:
@@ -131,6 +146,12 @@ def obeys_cycle(numbers: npt.ArrayLike) -> bool:
     low = np.where(linguistic, 0, LINGUISTIC_CODES)
     high = np.where(linguistic, LINGUISTIC_CODES, AUDIO_NUMBERS)
     return bool(np.all((low <= array) & (array < high)))
+
+
+def _is_linguistic(phase: int) -> bool:
+    if not 0 <= phase < GROUP:
+        raise ValueError(f"A phase is 0..{GROUP - 1}, not {phase}.")
+    return phase < LINGUISTIC_PER_GROUP
 
 
 def _codes(values: npt.ArrayLike, limit: int, name: str) -> IntArray:

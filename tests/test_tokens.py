@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stepaudio import tokens
+from stepaudio.errors import WeightsError
 from stepaudio.types import SpeechTokens
 
 REAL_AUDIO_OFFSET = 65536
@@ -81,10 +82,8 @@ def test_functions_do_not_write_into_their_arguments() -> None:
     assert numbers.tolist() == copy.tolist()
 
 
-def test_legal_numbers_follow_the_cycle_and_the_vocabulary() -> None:
+def test_legal_numbers_follow_the_cycle() -> None:
     assert [tokens.legal_numbers(p) for p in range(5)] == [range(1024)] * 2 + [range(1024, 5120)] * 3
-    assert tokens.legal_numbers(4, 1500) == range(1024, 1500)
-    assert tokens.legal_numbers(2, 9216) == range(1024, 5120)
     with pytest.raises(ValueError, match="A phase is"):
         tokens.legal_numbers(5)
 
@@ -103,7 +102,25 @@ def test_rates_agree_with_each_other() -> None:
     assert pytest.approx(41.6667, abs=1e-3) == tokens.IDS_PER_SECOND
 
 
-def test_a_vocabulary_shifts_the_legal_numbers_to_its_ids() -> None:
-    vocabulary = tokens.SpeechVocabulary(audio_offset=65536, audio_numbers=9216, end=3)
-    assert vocabulary.legal_ids(1) == range(65536, 66560)
-    assert vocabulary.legal_ids(2) == range(66560, 70656)
+REAL = tokens.SpeechVocabulary(range(65536, 66560), range(66560, 70656), end=3)
+SMALL = tokens.SpeechVocabulary(range(700, 710), range(400, 420), end=3)
+
+
+def test_the_real_vocabulary_shifts_every_number_alike() -> None:
+    numbers = np.arange(5120)
+    assert (REAL.ids(numbers) - numbers == REAL_AUDIO_OFFSET).all()
+    assert [REAL.legal_ids(phase) for phase in range(5)] == [REAL.linguistic] * 2 + [REAL.semantic] * 3
+
+
+def test_a_small_vocabulary_maps_its_numbers_there_and_back() -> None:
+    numbers = np.array([0, 9, 1024, 1043, 5])
+    ids = SMALL.ids(numbers)
+    assert ids.tolist() == [700, 709, 400, 419, 705]
+    assert SMALL.numbers(ids).tolist() == numbers.tolist()
+    assert SMALL.ids([]).tolist() == []
+
+
+@pytest.mark.parametrize("stray", [10, 1044, 5120, -1])
+def test_a_number_that_a_vocabulary_lacks_is_a_misfit_of_weights(stray: int) -> None:
+    with pytest.raises(WeightsError, match=f"speech number {stray} is unknown"):
+        SMALL.ids([0, stray])
