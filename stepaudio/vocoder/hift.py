@@ -1,0 +1,191 @@
+"""HiFT: mel becomes sound. A neural source-filter generator that ends in an inverse STFT.
+
+The fundamental frequency is predicted from the mel; its harmonics and a little noise make a source signal
+(Wang et al. 2019, https://arxiv.org/abs/1904.12088), which the generator shapes (HiFT-Net, Li et al. 2023,
+https://arxiv.org/abs/2309.09493). Attribute names are those of hift.pt with weight normalisation folded in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stepaudio.vocoder.config import HiftConfig
+
+MAX_MAGNITUDE = 100.0
+UNVOICED_NOISE = 1 / 3  # of the sine level
+
+
+class Snake(nn.Module):
+    """x + sin(a x)^2 / a, with one a per channel (https://arxiv.org/abs/2006.08195)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        alpha = self.alpha[:, None]
+        return torch.addcmul(x, torch.sin(x * alpha).square_(), 1 / (alpha + 1e-9))
+
+
+class ResBlock(nn.Module):
+    """Residual dilated convolutions, each with a plain one after it and Snake before either."""
+
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
+        super().__init__()
+        self.convs1 = nn.ModuleList(_same_conv(channels, kernel, dilation) for dilation in dilations)
+        self.convs2 = nn.ModuleList(_same_conv(channels, kernel, 1) for _ in dilations)
+        self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
+        self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = zip(self.activations1, self.convs1, self.activations2, self.convs2, strict=True)
+        for activation1, conv1, activation2, conv2 in parts:
+            x = x + conv2(activation2(conv1(activation1(x))))
+        return x
+
+
+def _same_conv(channels: int, kernel: int, dilation: int) -> nn.Conv1d:
+    return nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2)
+
+
+class F0Predictor(nn.Module):
+    """The fundamental frequency of every mel frame."""
+
+    def __init__(self, mel_channels: int, channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs in (mel_channels, channels, channels, channels, channels):
+            layers += [nn.Conv1d(inputs, channels, 3, padding=1), nn.ELU()]
+        self.condnet = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels, 1)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Return f0 in Hz, (B, T), from mel (B, M, T)."""
+        return self.classifier(self.condnet(mel).transpose(1, 2)).squeeze(-1).abs()
+
+
+class HarmonicSource(nn.Module):
+    """The source signal: sines at the multiples of f0, noise, mixed by one linear layer."""
+
+    def __init__(self, config: HiftConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.l_linear = nn.Linear(config.harmonics + 1, 1)
+
+    def forward(self, f0: Tensor, noise: Tensor) -> Tensor:
+        """Return the source (B, 1, N) from f0 in Hz (B, T) and Gaussian noise (B, N, harmonics + 1).
+
+        N = T * samples of a frame. Unvoiced frames hold noise alone.
+        """
+        config = self.config
+        phase = harmonic_phase(f0, config.harmonics + 1, config.sample_rate, config.frame_samples)
+        return self.mix(phase, f0, noise)
+
+    def mix(self, phase: Tensor, f0: Tensor, noise: Tensor) -> Tensor:
+        """Return the source (B, 1, N) from the harmonics' phases in radians (B, N, harmonics + 1)."""
+        config = self.config
+        voiced = (f0 > config.voiced_threshold).to(f0.dtype)[..., None]  # (B, T, 1)
+        noise_level = voiced * config.noise_level + (1 - voiced) * config.sine_level * UNVOICED_NOISE
+        # Levels are one number a frame: frames get an axis of their own instead of levels for every sample.
+        frames = (f0.shape[1], config.frame_samples)
+        sines = torch.sin(phase).unflatten(1, frames) * (voiced * config.sine_level)[:, :, None]  # (B, T, S, H)
+        source = torch.addcmul(sines, noise.unflatten(1, frames), noise_level[:, :, None]).flatten(1, 2)
+        return torch.tanh(self.l_linear(source)).transpose(1, 2)
+
+
+def harmonic_phase(f0: Tensor, count: int, sample_rate: int, samples: int) -> Tensor:
+    """Return the phases in radians of the multiples 1 .. ``count`` of f0: float32 (B, T * samples, count).
+
+    Frame t's phase is the sum of the frequencies up to t, reached in the middle of the frame; between two
+    middles it runs linearly, before the first and after the last it stands still. The sum is kept in float64
+    and wrapped to one turn at every frame, so the phase is as exact after a minute as at the start (summed
+    in float32 it is off by 0.1 rad by then).
+    """
+    multiples = torch.arange(1, count + 1, device=f0.device, dtype=torch.float64)
+    turns = (f0.double()[..., None] * multiples / sample_rate) % 1.0  # (B, T, H), turns a sample
+    middles = (turns.cumsum(1) * samples) % 1.0  # (B, T, H)
+    # T + 1 stretches of one frame between the middles; in the first and the last the phase stands still,
+    # and half of either lies outside.
+    begins = torch.cat((middles[:, :1], middles), dim=1).float()[:, :, None]  # (B, T + 1, 1, H)
+    speeds = F.pad(turns[:, 1:], (0, 0, 1, 1)).float()[:, :, None]  # (B, T + 1, 1, H)
+    since = torch.arange(samples, device=f0.device, dtype=torch.float32)[:, None] + 0.5  # samples since the middle
+    phase = torch.addcmul(begins, speeds, since).flatten(1, 2)  # (B, (T + 1) * samples, H)
+    outside = samples // 2
+    return phase[:, outside : phase.shape[1] - (samples - outside)] * (2 * math.pi)
+
+
+class HiFT(nn.Module):
+    """F0 predictor, source and generator."""
+
+    def __init__(self, config: HiftConfig) -> None:
+        super().__init__()
+        self.config = config
+        base, rates = config.base_channels, config.upsample_rates
+        self.m_source = HarmonicSource(config)
+        self.conv_pre = nn.Conv1d(config.mel_channels, base, 7, padding=3)
+        self.ups = nn.ModuleList()
+        self.source_downs = nn.ModuleList()
+        self.source_resblocks = nn.ModuleList()
+        self.resblocks = nn.ModuleList()
+        for stage, (rate, kernel) in enumerate(zip(rates, config.upsample_kernels, strict=True)):
+            channels = base // 2 ** (stage + 1)
+            self.ups.append(nn.ConvTranspose1d(2 * channels, channels, kernel, rate, padding=(kernel - rate) // 2))
+            # The source's spectrum is at the rate of the last stage; it is brought down to this stage's.
+            down = math.prod(rates[stage + 1 :])
+            self.source_downs.append(
+                nn.Conv1d(config.n_fft + 2, channels, 1)
+                if down == 1
+                else nn.Conv1d(config.n_fft + 2, channels, 2 * down, down, padding=down // 2)
+            )
+            self.source_resblocks.append(
+                ResBlock(channels, config.source_kernels[stage], config.source_dilations[stage])
+            )
+            for size, dilations in zip(config.resblock_kernels, config.resblock_dilations, strict=True):
+                self.resblocks.append(ResBlock(channels, size, dilations))
+        self.conv_post = nn.Conv1d(base // 2 ** len(rates), config.n_fft + 2, 7, padding=3)
+        self.f0_predictor = F0Predictor(config.mel_channels, config.f0_channels)
+
+    def forward(self, mel: Tensor, noise: Tensor) -> Tensor:
+        """Return samples (B, N) from mel (B, M, T) and Gaussian noise (B, N, harmonics + 1)."""
+        source = self.m_source(self.f0_predictor(mel), noise)
+        return self.samples(self.spectrum(mel, self.source_spectrum(source)))
+
+    def source_spectrum(self, source: Tensor) -> Tensor:
+        """Return the STFT of the source (B, 1, N), real above imaginary parts: (B, n_fft + 2, N / hop + 1)."""
+        config = self.config
+        window = torch.hann_window(config.n_fft, device=source.device)
+        spectrum = torch.stft(source.squeeze(1), config.n_fft, config.hop, window=window, return_complex=True)
+        return torch.cat((spectrum.real, spectrum.imag), dim=1)
+
+    def spectrum(self, mel: Tensor, source: Tensor) -> Tensor:
+        """Return the log magnitudes above the phases' arguments, (B, n_fft + 2, N / hop + 1).
+
+        mel (B, M, T); source: its spectrum as source_spectrum returns it.
+        """
+        x = self.conv_pre(mel)
+        last = len(self.ups) - 1
+        width = len(self.config.resblock_kernels)
+        stages = zip(self.ups, self.source_downs, self.source_resblocks, strict=True)
+        for stage, (up, source_down, source_resblock) in enumerate(stages):
+            x = up(F.leaky_relu(x, self.config.slope))
+            if stage == last:
+                # One frame more, as a centred STFT has.
+                x = F.pad(x, (1, 0), mode="reflect")
+            x = x + source_resblock(source_down(source))
+            blocks = self.resblocks[stage * width : (stage + 1) * width]
+            x = sum(block(x) for block in blocks) / width
+        return self.conv_post(F.leaky_relu(x))  # here the slope is torch's default of 0.01, as trained
+
+    def samples(self, spectrum: Tensor) -> Tensor:
+        """Return samples (B, N) within the limit from what spectrum() returned."""
+        config = self.config
+        log_magnitude, argument = spectrum.chunk(2, dim=1)
+        magnitude = log_magnitude.exp().clamp(max=MAX_MAGNITUDE)
+        bins = torch.polar(magnitude, torch.sin(argument))
+        window = torch.hann_window(config.n_fft, device=spectrum.device)
+        sound = torch.istft(bins, config.n_fft, config.hop, window=window)
+        return sound.clamp(-config.limit, config.limit)

@@ -1,0 +1,124 @@
+"""Audio tokens to sound, in two stages that are timed apart: the flow (to mel) and HiFT (to samples)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stepaudio.errors import GenerationError, InvalidInput
+from stepaudio.tokens import rows
+from stepaudio.types import FloatArray, SpeechTokens, Waveform
+from stepaudio.vocoder.config import VocoderConfig, read_config
+from stepaudio.vocoder.flow import Flow, Progress, ShouldStop
+from stepaudio.vocoder.hift import HiFT
+from stepaudio.vocoder.weights import FLOW_NAME, HIFT_NAME, fill, hift_names, read_state
+
+# The numbers of the independent noises that one seed gives.
+FLOW_NOISE, SOURCE_NOISE = 0, 1
+
+
+class Vocoder:
+    """The two networks of a ``CosyVoice-300M-25Hz`` folder, on one device.
+
+    Holds no state between calls; calls from several threads do not disturb each other.
+    """
+
+    def __init__(self, config: VocoderConfig, flow: Flow, hift: HiFT, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self._flow = flow
+        self._hift = hift
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples of sound a second."""
+        return self.config.hift.sample_rate
+
+    def flow(
+        self,
+        tokens: SpeechTokens,
+        prompt_tokens: SpeechTokens,
+        prompt_mel: FloatArray,
+        speaker: FloatArray,
+        *,
+        seed: int,
+        steps: int = 10,
+        progress: Progress | None = None,
+        should_stop: ShouldStop | None = None,
+    ) -> Tensor:
+        """Return the mel of ``tokens``: float32 (1, 80, 6 * groups), on the vocoder's device.
+
+        The voice comes from the prompt: its tokens, its mel float32 (F, 80), stretched to the tokens'
+        length, and the speaker embedding float32 (192,). ``progress`` hears the fraction done, 0..1.
+
+        Raises GenerationError for no tokens, for numbers that are no audio tokens and for a mel that is not
+        finite; InvalidInput for a prompt without a whole group or mel; Cancelled between two steps as soon as
+        ``should_stop`` says so.
+        """
+        if tokens.groups == 0:
+            raise GenerationError("The language model produced no sound; trying again may help.")
+        if prompt_tokens.groups == 0 or len(prompt_mel) == 0:
+            raise InvalidInput("The reference recording is too short: it must hold at least 0.12 seconds of sound.")
+        if steps < 1:
+            raise InvalidInput(f"The number of flow steps must be at least 1, not {steps}.")
+        prompt_rows = rows(prompt_tokens.numbers)
+        both = np.concatenate((prompt_rows, rows(tokens.numbers)))  # (L, 2)
+        # Asked here, where it is a sentence: an index out of range would take a GPU's context down.
+        if both.min() < 0 or both.max() >= self.config.flow.vocabulary:
+            raise GenerationError("The language model produced numbers that stand for no sound; try again.")
+        conditions = self._flow.conditions(
+            torch.tensor(both, device=self.device)[None],
+            len(prompt_rows),
+            torch.tensor(prompt_mel, device=self.device)[None],
+            torch.tensor(speaker, device=self.device)[None],
+        )
+        noise = draw_noise(seed, FLOW_NOISE, conditions.shape[1], self.config.flow.mel_channels)
+        mel = self._flow.decoder(
+            noise.to(self.device), conditions, steps=steps, progress=progress, should_stop=should_stop
+        )
+        mel = mel[:, self._flow.frames_per_row * len(prompt_rows) :].transpose(1, 2)  # (1, 80, frames)
+        if not torch.isfinite(mel).all():
+            raise GenerationError("The flow produced values that are not finite; trying again may help.")
+        return mel
+
+    def sound(self, mel: Tensor, *, seed: int) -> Waveform:
+        """Return the sound of a mel (1, 80, T): 480 samples a frame, within the yaml's audio_limit.
+
+        Raises GenerationError for a mel without frames and for samples that are not finite.
+        """
+        if mel.shape[-1] == 0:
+            raise GenerationError("The flow produced no sound; trying again may help.")
+        config = self.config.hift
+        noise = draw_noise(seed, SOURCE_NOISE, mel.shape[-1] * config.frame_samples, config.harmonics + 1)
+        samples = self._hift(mel.to(self.device), noise.to(self.device))[0]
+        if not torch.isfinite(samples).all():
+            raise GenerationError("The vocoder produced samples that are not finite; trying again may help.")
+        return Waveform(samples.cpu().numpy(), self.sample_rate)
+
+
+def draw_noise(seed: int, stream: int, length: int, channels: int) -> Tensor:
+    """Return Gaussian noise float32 (1, length, channels), the same on every machine and device.
+
+    ``stream`` tells independent noises of one seed apart. Drawn on the CPU, and time runs slowest: a longer
+    draw begins with the shorter one.
+    """
+    state = np.random.SeedSequence(seed % 2**64, spawn_key=(stream,)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0]))
+    return torch.randn((1, length, channels), generator=generator)
+
+
+def load_vocoder(folder: Path, device: torch.device) -> Vocoder:
+    """Return the vocoder of a ``CosyVoice-300M-25Hz`` folder (cosyvoice.yaml, flow.pt, hift.pt) on ``device``.
+
+    Raises WeightsError for a file that is missing, damaged or does not fit the others.
+    """
+    config = read_config(folder)
+    # Built without memory: initial values would be drawn only to be thrown away.
+    with torch.device("meta"):
+        flow, hift = Flow(config.flow), HiFT(config.hift)
+    fill(flow, read_state(folder / FLOW_NAME), folder / FLOW_NAME)
+    fill(hift, hift_names(read_state(folder / HIFT_NAME)), folder / HIFT_NAME)
+    return Vocoder(config, flow.to(device), hift.to(device), device)
