@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     top_k: int = Field(50, ge=0, description="default number of candidates per step; 0: all")
     top_p: float = Field(1.0, gt=0, le=1, description="default share of probability kept; 1: all")
     repetition_rule: bool = Field(True, description="ban an id that already came twice within the last ten")
+    prompt_markers: bool = Field(
+        False, description="put <audio_start> and <text_start>/<text_end> into the prompt (unofficial; may help)"
+    )
     flow_steps: int = Field(10, ge=1, le=50, description="default Euler steps of the flow")
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")

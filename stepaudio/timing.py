@@ -58,9 +58,13 @@ class StageTimer:
             self._open.pop()
             self._open[-1].children.append(stage.close(self._clock()))
 
-    def add(self, name: str, seconds: float, note: str = "", children: Sequence[Stage] = ()) -> None:
+    def add(self, name: str, seconds: float, busy: float | None = None) -> None:
         """Record a stage that something else has measured, as a child of the stage that is open now."""
-        self._open[-1].children.append(Stage(name, seconds, note=note, children=tuple(children)))
+        self._open[-1].children.append(Stage(name, seconds, busy=busy))
+
+    def synchronize_with(self, synchronize: Callable[[], None]) -> None:
+        """Wait for this device from now on; for a timer that was started before the device was known."""
+        self._synchronize = synchronize
 
     def finish(self) -> Timings:
         """Return the stages so far and the seconds since the timer was made."""

@@ -139,20 +139,39 @@ class Timings:
         return None
 
 
+@dataclass(frozen=True)
+class EncodingTimes:
+    """How a request came by its reference encoding, in seconds; encode and merge are 0 on a hit.
+
+    A request that waited for another one's encoding is a hit; its ``lookup`` holds the wait.
+    """
+
+    hit: bool
+    hash: float
+    lookup: float
+    encode: float = 0.0
+    merge: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Synthesis:
     """The result of one request.
 
-    notices: sentences the user should see beside the sound (a long reference was cut, say).
+    prompt_ids: what the language model read.   notices: sentences the user should see beside the sound.
     """
 
     waveform: Waveform
     tokens: SpeechTokens
+    prompt_ids: tuple[int, ...]
     timings: Timings
-    cache_hit: bool
+    encoding: EncodingTimes
     seed: int
     stopped: Stopped
     notices: tuple[str, ...] = ()
+
+    @property
+    def cache_hit(self) -> bool:
+        return self.encoding.hit
 
     @property
     def rtf(self) -> float:

@@ -1,0 +1,52 @@
+"""The one HTTP application: health checks, and the page mounted in it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import gradio as gr
+from fastapi import FastAPI, Response
+
+from stepaudio.service import Service
+from stepaudio.web.page import CSS, Page
+
+
+def build_app(service: Service) -> FastAPI:
+    """Return the application over one Service; it is closed when the application shuts down."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(title="stepaudio", root_path=service.settings.root_path, lifespan=lifespan)
+
+    @app.get("/health/live")
+    def live() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "live"}
+
+    @app.get("/health/ready")
+    def ready(response: Response) -> dict[str, str]:
+        """200 once the models are loaded and warm, 503 before that and when loading failed."""
+        if service.state != "ready":
+            response.status_code = 503
+        return {"status": service.state, **({"problem": service.problem} if service.problem else {})}
+
+    return gr.mount_gradio_app(
+        app,
+        Page(service).build(),
+        path="/",
+        root_path=service.settings.root_path or None,
+        max_file_size=service.settings.max_upload_bytes,
+        show_error=True,
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        footer_links=[],
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=CSS,
+    )

@@ -1,0 +1,103 @@
+"""The command line: ``python -m stepaudio serve | download | doctor | tiny | bench``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stepaudio.errors import StepAudioError
+from stepaudio.settings import Settings, add_flags, flags_from, load_settings
+
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0 well, 2 with one sentence of error, 130 interrupted."""
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    try:
+        settings = load_settings(flags_from(parsed))
+        return int(parsed.run(parsed, settings))
+    except StepAudioError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        return EXIT_INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; each sets ``run(arguments, settings) -> exit status``."""
+    parser = argparse.ArgumentParser(prog="python -m stepaudio", description="Clone a voice on your own hardware.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve the web page", description="Serve the web page.")
+    add_flags(serve)
+    serve.set_defaults(run=_serve)
+
+    download = commands.add_parser(
+        "download", help="fetch the real weights", description="Fetch the real weights (about 10 GB); resumable."
+    )
+    from stepaudio import download as downloading
+
+    downloading.add_arguments(download)
+    add_flags(download, only=["models_dir", "hub_token"])
+    download.set_defaults(run=_download)
+
+    doctor = commands.add_parser(
+        "doctor", help="say what runs where and what is missing", description="Say what runs where and what is missing."
+    )
+    add_flags(doctor, only=["models_dir", "weights", "cache_dir", "device", "dtype", "threads"])
+    doctor.set_defaults(run=_doctor)
+
+    tiny = commands.add_parser(
+        "tiny",
+        help="write a weights folder of tiny random networks",
+        description="Write a complete weights folder of tiny random networks: they make noise, not speech.",
+    )
+    tiny.add_argument("folder", type=Path, help="the folder to write")
+    tiny.add_argument("--seed", type=int, default=1, help="seed of the random weights (default: 1)")
+    tiny.set_defaults(run=_tiny)
+
+    bench = commands.add_parser("bench", help="measure", description="Measure, side by side in one run.")
+    benches = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
+    encode = benches.add_parser("encode", help="chunk loop against window-parallel; miss against hit")
+    from stepaudio.bench import encode as bench_encode
+
+    bench_encode.add_arguments(encode)
+    encode.set_defaults(run=lambda parsed, settings: bench_encode.run(parsed))
+    return parser
+
+
+def _serve(parsed: argparse.Namespace, settings: Settings) -> int:
+    from stepaudio.server import serve  # heavy: torch, gradio
+
+    serve(settings)
+    return 0
+
+
+def _download(parsed: argparse.Namespace, settings: Settings) -> int:
+    from stepaudio.download import run
+
+    return run(parsed, settings.models_dir, token=settings.hub_token)
+
+
+def _doctor(parsed: argparse.Namespace, settings: Settings) -> int:
+    from stepaudio.doctor import examine, render
+
+    report = examine(settings)
+    sys.stdout.write(render(report))
+    return 0 if report.healthy else 1
+
+
+def _tiny(parsed: argparse.Namespace, settings: Settings) -> int:
+    from stepaudio.tiny import write_tiny
+
+    try:
+        folder = write_tiny(parsed.folder, parsed.seed)
+    except OSError as error:
+        raise StepAudioError(f"The tiny weights cannot be written to {parsed.folder}: {error}.") from error
+    sys.stdout.write(f"Tiny weights written to {folder}\n")
+    return 0

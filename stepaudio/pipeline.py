@@ -1,0 +1,216 @@
+"""The pipeline: a reference, its transcript and a text become that text in the reference's voice.
+
+    reference sound --> EncodingCache (hit: one read | miss: ReferenceEncoder, then a write)
+                          linguistic + semantic codes, mel, speaker embedding
+    transcript, text, codes --> PromptBuilder --> ids --> SpeechLM --> speech tokens
+    speech tokens, codes, mel, speaker embedding --> Vocoder: flow --> mel --> HiFT --> 24 kHz sound
+
+Read this file first; each part has a package of its own. Nothing here knows of files, pages or queues.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stepaudio import text as texts
+from stepaudio.cache import CacheOutcome, EncodingCache
+from stepaudio.encoder.reference import ReferenceEncoder
+from stepaudio.errors import InvalidInput
+from stepaudio.llm.generate import SpeechLM
+from stepaudio.prompts import PromptBuilder
+from stepaudio.timing import StageTimer, critical_path
+from stepaudio.tokens import GROUP, GROUP_SECONDS, interleave
+from stepaudio.types import (
+    EncodedReference,
+    EncodingTimes,
+    Reference,
+    ReferenceEncoding,
+    SamplingParams,
+    SpeechTokens,
+    Synthesis,
+    Waveform,
+)
+from stepaudio.vocoder.vocoder import Vocoder
+
+Progress = Callable[[str, float], None]
+ShouldStop = Callable[[], bool]
+
+FUNASR, LLM, FLOW, VOCODER = "FunASR", "LLM", "Flow", "Vocoder"
+MAX_SEED = 2**32 - 1
+WARM_SECONDS = 3.0
+WARM_RATE = 24_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much text and sound one request may bring and take; the fields are those of Settings."""
+
+    max_text_characters: int = 1000
+    max_transcript_characters: int = 1000
+    max_output_seconds: float = 60.0
+
+
+class Pipeline:
+    """The loaded models and the cache, put together. Made by loading.py; one request at a time."""
+
+    def __init__(
+        self,
+        *,
+        encoder: ReferenceEncoder,
+        cache: EncodingCache,
+        prompts: PromptBuilder,
+        lm: SpeechLM,
+        vocoder: Vocoder,
+        limits: Limits,
+        synchronize: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._encoder = encoder
+        self.cache = cache
+        self._prompts = prompts
+        self._lm = lm
+        self._vocoder = vocoder
+        self.limits = limits
+        self._synchronize = synchronize
+
+    def timer(self) -> StageTimer:
+        """Return a timer that waits for this pipeline's device at each edge."""
+        return StageTimer(self._synchronize)
+
+    @torch.inference_mode()
+    def clone(
+        self,
+        reference: Reference,
+        text: str,
+        sampling: SamplingParams = SamplingParams(),  # noqa: B008 - frozen, so shared safely
+        *,
+        flow_steps: int = 10,
+        max_seconds: float | None = None,
+        timer: StageTimer | None = None,
+        progress: Progress = lambda stage, fraction: None,
+        should_stop: ShouldStop = lambda: False,
+    ) -> Synthesis:
+        """Return ``text`` spoken in the voice of ``reference``.
+
+        max_seconds bounds the sound; whatever it says, the limits and a generous cap from the text's length hold
+        too. ``timer`` lets a caller time this as part of something larger; ``progress`` receives (stage, 0..1).
+        Raises InvalidInput for what the user can mend, GenerationError when no sound came out, Cancelled once
+        ``should_stop`` returns True.
+        """
+        timer = timer or self.timer()
+        words = texts.clean(text, what="The text", limit=self.limits.max_text_characters)
+        transcript = texts.clean(
+            reference.text, what="The transcript of the reference", limit=self.limits.max_transcript_characters
+        )
+        seed = sampling.seed if sampling.seed is not None else secrets.randbelow(MAX_SEED + 1)
+        if not 0 <= seed <= MAX_SEED:
+            raise InvalidInput(f"The seed is {seed}; it must lie between 0 and {MAX_SEED}.")
+
+        progress(FUNASR, 0.0)
+        encoding, times = self._encode(reference.waveform, timer)
+        prompt = interleave(encoding.linguistic, encoding.semantic)
+        if prompt.groups == 0:
+            raise InvalidInput("The reference is too short: it gives no speech codes.")
+
+        progress(LLM, 0.0)
+        with timer.stage(LLM) as stage:
+            ids = self._prompts.clone(transcript, prompt, words, reference.waveform)
+            generation = self._lm.generate(
+                ids,
+                sampling,
+                seed=seed,
+                max_tokens=self._max_tokens(words, sampling, max_seconds),
+                progress=lambda done, most: progress(LLM, done / most),
+                should_stop=should_stop,
+            )
+            speed = generation.new_ids / max(generation.decode_seconds, 1e-9)
+            stage.note = f"prefill {generation.prefill_seconds:.3f}s, {generation.new_ids} tokens, {speed:.1f} tokens/s"
+
+        waveform = self._speak(generation.tokens, prompt, encoding, seed, flow_steps, timer, progress, should_stop)
+        return Synthesis(
+            waveform=waveform,
+            tokens=generation.tokens,
+            prompt_ids=tuple(ids),
+            timings=timer.finish(),
+            encoding=times,
+            seed=seed,
+            stopped=generation.stopped,
+        )
+
+    def warm(self) -> None:
+        """Run every part once on synthetic sound, so that the first request is as fast as the next."""
+        t = np.arange(int(WARM_SECONDS * WARM_RATE)) / WARM_RATE
+        hum = (0.3 * np.sin(2 * np.pi * 150 * t) * (1 + np.sin(2 * np.pi * 3 * t))).astype(np.float32)
+        with torch.inference_mode():
+            encoding = self._encoder.encode(Waveform(hum, WARM_RATE)).encoding
+            prompt = interleave(encoding.linguistic, encoding.semantic)
+            ids = self._prompts.clone("warm", prompt, "warm", Waveform(hum, WARM_RATE))
+            tokens = self._lm.generate(ids, SamplingParams(), seed=0, max_tokens=2 * GROUP).tokens
+            mel = self._vocoder.flow(tokens, prompt, encoding.mel, encoding.speaker, seed=0, steps=2)
+            self._vocoder.sound(mel, seed=0)
+
+    def _encode(self, waveform: Waveform, timer: StageTimer) -> tuple[ReferenceEncoding, EncodingTimes]:
+        """Return the encoding from the cache or, on a miss, from the encoder; times it as the stage FunASR."""
+        with timer.stage(FUNASR) as stage:
+            outcome = self.cache.get_or_encode(waveform, self._encoder.encode)
+            stage.note = "hit" if outcome.hit else "miss"
+            if outcome.encoded is not None:
+                _add_parts(timer, outcome, outcome.encoded)
+        return outcome.encoding, EncodingTimes(
+            hit=outcome.hit,
+            hash=outcome.hash_seconds,
+            lookup=outcome.lookup_seconds,
+            encode=outcome.encode_seconds,
+            merge=outcome.merge_seconds,
+        )
+
+    def _max_tokens(self, text: str, sampling: SamplingParams, max_seconds: float | None) -> int:
+        """Return the cap of new ids: the least of what text, limits and request allow, in whole groups."""
+        seconds = min(texts.seconds_cap(text), self.limits.max_output_seconds, max_seconds or float("inf"))
+        groups = max(int(seconds / GROUP_SECONDS + 1e-6), 1)
+        if sampling.max_tokens is not None:
+            groups = min(groups, max(sampling.max_tokens // GROUP, 1))
+        return groups * GROUP
+
+    def _speak(
+        self,
+        tokens: SpeechTokens,
+        prompt: SpeechTokens,
+        encoding: ReferenceEncoding,
+        seed: int,
+        flow_steps: int,
+        timer: StageTimer,
+        progress: Progress,
+        should_stop: ShouldStop,
+    ) -> Waveform:
+        """Return the sound of the tokens in the voice of the encoding."""
+        progress(FLOW, 0.0)
+        with timer.stage(FLOW) as stage:
+            mel = self._vocoder.flow(
+                tokens,
+                prompt,
+                encoding.mel,
+                encoding.speaker,
+                seed=seed,
+                steps=flow_steps,
+                progress=lambda fraction: progress(FLOW, fraction),
+                should_stop=should_stop,
+            )
+            stage.note = f"{flow_steps} steps"
+        progress(VOCODER, 0.0)
+        with timer.stage(VOCODER):
+            waveform = self._vocoder.sound(mel, seed=seed)
+        progress(VOCODER, 1.0)
+        return waveform
+
+
+def _add_parts(timer: StageTimer, outcome: CacheOutcome, encoded: EncodedReference) -> None:
+    """Record the parts of a fresh encoding, which ran side by side, and the write into the cache."""
+    start = min((part.start for part in encoded.parts), default=0.0)
+    for stage in critical_path(encoded.parts, start):
+        timer.add(stage.name, stage.seconds, busy=stage.busy)
+    timer.add("Cache write", outcome.write_seconds)

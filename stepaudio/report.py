@@ -1,0 +1,94 @@
+"""The log block of one request: operators grep these lines, so their wording is fixed.
+
+The lines carry no prefix; log.py puts time, level and request id in front of each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepaudio.types import EncodingTimes, Stage, Synthesis
+
+GET_ENGINE, POST_PROCESS = "Get engine", "Post-process"
+# Width of the longest label, "Post-process:"; the seconds behind it are right-aligned.
+LABEL_WIDTH = 13
+CHILD_WIDTH = 18
+
+
+def cache_lines(encoding: EncodingTimes) -> list[str]:
+    """Return the lines that tell how the reference encoding was come by."""
+    if encoding.hit:
+        total = encoding.hash + encoding.lookup
+        return [
+            f"✅ FunASR cache HIT! Total: {total:.3f}s (hash: {encoding.hash:.3f}s, lookup: {encoding.lookup:.3f}s)"
+        ]
+    total = encoding.encode + encoding.merge
+    return [
+        "❌ FunASR cache MISS, encoding...",
+        f"⏱️ FunASR encoding: {total:.3f}s (encode: {encoding.encode:.3f}s, merge: {encoding.merge:.3f}s)",
+    ]
+
+
+def request_block(synthesis: Synthesis, *, waited: float = 0.0) -> str:
+    """Return the block of a finished request: at most 20 lines, joined by newlines.
+
+    ``waited`` is the time in the queue, in seconds; it is told, but is no part of the total.
+    """
+    total = synthesis.timings.total
+    lines = [*cache_lines(synthesis.encoding), f"⏱️ Total time: {total:.3f}s"]
+    for stage in synthesis.timings.stages:
+        share = 100 * stage.seconds / total if total > 0 else 0.0
+        label = f"{stage.name}:".ljust(LABEL_WIDTH)
+        lines.append(f"   - {label}{stage.seconds:6.3f}s  ({share:.1f}%)")
+        for child in stage.children:
+            lines.extend(_child_lines(child, indent=7))
+    wait = f", waited {waited:.3f}s in the queue" if waited >= 0.0005 else ""
+    lines.append(
+        f"   audio {synthesis.waveform.seconds:.2f}s, RTF {synthesis.rtf:.3f}, seed {synthesis.seed}, "
+        f"stopped: {synthesis.stopped}{wait}"
+    )
+    return "\n".join(lines)
+
+
+def _child_lines(stage: Stage, indent: int) -> list[str]:
+    name = stage.name.ljust(CHILD_WIDTH - (indent - 7))
+    busy = f"  busy {stage.busy:.3f}s" if stage.busy is not None else ""
+    note = f"  {stage.note}" if stage.note else ""
+    lines = [f"{' ' * indent}{name} {stage.seconds:.3f}s{busy}{note}"]
+    for child in stage.children:
+        lines.extend(_child_lines(child, indent + 2))
+    return lines
+
+
+def request_record(task: str, synthesis: Synthesis, *, waited: float = 0.0) -> dict[str, Any]:
+    """Return the same facts as a JSON-ready object (STEPAUDIO_LOG_FORMAT=json)."""
+    encoding = synthesis.encoding
+    return {
+        "event": "request",
+        "task": task,
+        "cache_hit": encoding.hit,
+        "funasr": {
+            "hash": round(encoding.hash, 6),
+            "lookup": round(encoding.lookup, 6),
+            "encode": round(encoding.encode, 6),
+            "merge": round(encoding.merge, 6),
+        },
+        "total_seconds": round(synthesis.timings.total, 6),
+        "queue_seconds": round(waited, 6),
+        "stages": [_stage_record(stage) for stage in synthesis.timings.stages],
+        "audio_seconds": round(synthesis.waveform.seconds, 3),
+        "rtf": round(synthesis.rtf, 4),
+        "seed": synthesis.seed,
+        "stopped": synthesis.stopped,
+    }
+
+
+def _stage_record(stage: Stage) -> dict[str, Any]:
+    record: dict[str, Any] = {"name": stage.name, "seconds": round(stage.seconds, 6)}
+    if stage.busy is not None:
+        record["busy"] = round(stage.busy, 6)
+    if stage.note:
+        record["note"] = stage.note
+    if stage.children:
+        record["children"] = [_stage_record(child) for child in stage.children]
+    return record

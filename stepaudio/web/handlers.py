@@ -1,0 +1,126 @@
+"""What the page's buttons do: from the values of the fields to the values of the outputs, without Gradio."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepaudio.errors import InvalidInput, StepAudioError
+from stepaudio.log import request_context
+from stepaudio.queue import Job
+from stepaudio.service import CloneRequest, CloneResult, Service
+from stepaudio.types import SamplingParams
+from stepaudio.web.strings import Language, say
+from stepaudio.web.tables import run_report
+
+log = logging.getLogger(__name__)
+
+# Where each stage ends on the progress bar; roughly its share of a run.
+STAGE_SPANS = {"FunASR": (0.0, 0.15), "LLM": (0.15, 0.7), "Flow": (0.7, 0.9), "Vocoder": (0.9, 1.0)}
+POLL_SECONDS = 0.5
+
+ShowProgress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class CloneForm:
+    """The fields of the clone page as the browser sent them; numbers may be missing."""
+
+    audio_path: str | None
+    transcript: str
+    text: str
+    new_seed: bool
+    seed: float | None
+    temperature: float | None
+    top_k: float | None
+    top_p: float | None
+    max_seconds: float | None
+    flow_steps: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class CloneView:
+    """What the page shows afterwards: either a sound with its report, or one sentence of error."""
+
+    wav: bytes | None
+    report: str
+    error: str
+    seed: int | None
+    request_id: str
+
+
+def run_clone(service: Service, form: CloneForm, language: Language, show: ShowProgress) -> CloneView:
+    """Run one clone through the queue. Never raises: every failure becomes a sentence.
+
+    This is the edge of the program: here, and only here, an exception that nobody foresaw is caught, logged with
+    its traceback and shown as an internal error.
+    """
+    request_id = "-"
+    try:
+        job = service.submit_clone(_request(service, form, language))
+        request_id = job.id
+        result = _follow(job, language, show)
+    except StepAudioError as error:
+        return CloneView(None, "", str(error), None, request_id)
+    except Exception:  # the edge, see above
+        with request_context(request_id):
+            log.exception("A clone ended with an unexpected error.")
+        return CloneView(None, "", say(language, "internal", id=request_id), None, request_id)
+    synthesis = result.synthesis
+    return CloneView(result.wav, run_report(synthesis, language), "", synthesis.seed, request_id)
+
+
+def _request(service: Service, form: CloneForm, language: Language) -> CloneRequest:
+    if not form.audio_path:
+        raise InvalidInput(say(language, "no_reference"))
+    settings = service.settings
+    path = Path(form.audio_path)
+    try:
+        size = path.stat().st_size
+        if size > settings.max_upload_bytes:
+            raise InvalidInput(
+                f"The reference file has {size / 2**20:.1f} MB; the limit is {settings.max_upload_megabytes} MB."
+            )
+        audio = path.read_bytes()
+    except OSError as error:
+        raise InvalidInput("The uploaded reference is no longer there; please upload it again.") from error
+    seed = None if form.new_seed or form.seed is None else int(form.seed)
+    sampling = SamplingParams(
+        temperature=_number(form.temperature, settings.temperature, 0.0, 2.0, "temperature"),
+        top_k=int(_number(form.top_k, settings.top_k, 0, 10_000, "top-k")),
+        top_p=_number(form.top_p, settings.top_p, 0.01, 1.0, "top-p"),
+        repetition_rule=settings.repetition_rule,
+        seed=seed,
+    )
+    return CloneRequest(
+        audio=audio,
+        transcript=form.transcript or "",
+        text=form.text or "",
+        sampling=sampling,
+        flow_steps=int(_number(form.flow_steps, settings.flow_steps, 1, 50, "number of flow steps")),
+        max_seconds=_number(form.max_seconds, settings.max_output_seconds, 0.12, 3600.0, "longest output"),
+    )
+
+
+def _number(value: float | None, default: float, least: float, most: float, name: str) -> float:
+    """Return the value of a field that may have been emptied, checked against its range."""
+    if value is None:
+        return default
+    if not least <= value <= most:
+        raise InvalidInput(f"The {name} is {value:g}; it must lie between {least:g} and {most:g}.")
+    return value
+
+
+def _follow(job: Job[CloneResult], language: Language, show: ShowProgress) -> CloneResult:
+    """Show the job's progress until it is done, and return its result."""
+    while job.state in ("waiting", "running"):
+        if job.state == "waiting":
+            show(0.0, say(language, "waiting", position=job.position))
+        elif job.progress[0] in STAGE_SPANS:
+            stage, fraction = job.progress
+            begin, end = STAGE_SPANS[stage]
+            show(begin + (end - begin) * min(fraction, 1.0), say(language, f"stage_{stage}"))
+        job.wait_for_change(POLL_SECONDS)
+    return job.result(timeout=None)

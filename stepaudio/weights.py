@@ -1,0 +1,125 @@
+"""Which weights folder is used, and what it says of itself.
+
+<folder>/Step-Audio-EditX/       config.json, *.safetensors, tokenizer.model, tokenizer_config.json,
+                                 CosyVoice-300M-25Hz/{cosyvoice.yaml, flow.pt, hift.pt, campplus.onnx}
+<folder>/Step-Audio-Tokenizer/   linguistic_tokenizer.npy, speech_tokenizer_v1.onnx, <funasr folder>/
+<folder>/card.json               optional: what these weights are and what they cannot do
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stepaudio.errors import WeightsError
+from stepaudio.settings import Settings
+from stepaudio.tiny import TINY_SEED, write_tiny
+
+log = logging.getLogger(__name__)
+
+EDITX, TOKENIZER, COSYVOICE = "Step-Audio-EditX", "Step-Audio-Tokenizer", "CosyVoice-300M-25Hz"
+CARD = "card.json"
+MINI = "mini"
+
+
+@dataclass(frozen=True)
+class WeightsCard:
+    """What a weights folder says of itself; a folder without card.json is taken for the real weights.
+
+    speaks: whether speech comes out at all.   notice: what the page must say, by language code.
+    max_output_seconds: a cap of the folder's own (None: only the settings' limit).
+    """
+
+    title: str = "Step-Audio-EditX"
+    speaks: bool = True
+    notice: Mapping[str, str] = field(default_factory=dict)
+    max_output_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class WeightsFolder:
+    """A complete weights folder, its card, and why it was chosen."""
+
+    path: Path
+    card: WeightsCard
+    reason: str
+
+    @property
+    def editx(self) -> Path:
+        return self.path / EDITX
+
+    @property
+    def cosyvoice(self) -> Path:
+        return self.editx / COSYVOICE
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / TOKENIZER
+
+    @property
+    def funasr(self) -> Path:
+        """The folder of the Paraformer: the one below Step-Audio-Tokenizer that holds a config.yaml."""
+        found = sorted(self.tokenizer.glob("**/config.yaml"))
+        if not found:
+            raise WeightsError(f"No FunASR folder (one with a config.yaml) was found in {self.tokenizer}.")
+        return found[0].parent
+
+
+def choose_weights(settings: Settings) -> WeightsFolder:
+    """Return the weights to use: those that are named, else real ones under models_dir, else mini, else tiny.
+
+    Raises WeightsError when a named folder is not there or holds no weights.
+    """
+    if settings.weights:
+        named = Path(settings.weights)
+        path = named if named.is_absolute() or len(named.parts) > 1 else settings.models_dir / named
+        if not _complete(path):
+            raise WeightsError(
+                f"The weights folder {path} does not hold both {EDITX} and {TOKENIZER}; "
+                "'python -m stepaudio download' fetches the real weights."
+            )
+        return WeightsFolder(path, read_card(path), "named in the settings")
+    # models_dir itself comes last: both repositories may have been put right there.
+    candidates = [*sorted(p for p in settings.models_dir.glob("*") if p.is_dir()), settings.models_dir]
+    for path in candidates:
+        if _complete(path) and not (path / CARD).exists():
+            return WeightsFolder(path, read_card(path), f"real weights found under {settings.models_dir}")
+    mini = settings.models_dir / MINI
+    if _complete(mini):
+        return WeightsFolder(mini, read_card(mini), f"no real weights under {settings.models_dir}")
+    path = _tiny_folder(settings.cache_dir)
+    return WeightsFolder(path, read_card(path), f"no weights under {settings.models_dir}")
+
+
+def read_card(folder: Path) -> WeightsCard:
+    """Return the card of a weights folder; one that cannot be read raises WeightsError."""
+    path = folder / CARD
+    if not path.exists():
+        return WeightsCard()
+    try:
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return WeightsCard(**fields)
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"The file {CARD} in {folder} cannot be read: {error}.") from error
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / EDITX).is_dir() and (folder / TOKENIZER).is_dir()
+
+
+def _tiny_folder(cache_dir: Path) -> Path:
+    """Return a folder of tiny random weights, written beside the cache on first use."""
+    folder = cache_dir / f"tiny-{TINY_SEED}"
+    if _complete(folder) and (folder / CARD).exists():
+        return folder
+    try:
+        return write_tiny(folder, TINY_SEED)
+    except OSError as error:
+        spare = Path(tempfile.mkdtemp(prefix="stepaudio-tiny-"))
+        log.warning("The tiny weights cannot be written to %s (%s); using %s.", folder, error, spare)
+        return write_tiny(spare, TINY_SEED)

@@ -1,0 +1,130 @@
+"""The shape of the code: who may import whom, what may appear where, and that importing does nothing."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "stepaudio"
+
+# A module may import from lower layers and from its own package. A package counts as one name.
+LAYERS = [
+    {"types", "errors", "torchaudio_compat"},
+    {"audio", "features", "tokens", "tasks", "timing", "device", "settings", "log", "text", "audiofile", "download"},
+    {"prompts", "cache", "encoder", "llm", "vocoder", "report", "hub", "transfer", "tiny"},
+    {"pipeline", "weights"},
+    {"loading"},
+    {"queue"},
+    {"service", "bench", "doctor"},
+    {"web"},
+    {"api"},
+    {"server"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+
+def unit(path: Path) -> str:
+    """Return the module or package below stepaudio that a file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Return the units of stepaudio that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "stepaudio":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("stepaudio.")}
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    own = unit(path)
+    assert own in LAYER_OF, f"{own} has no layer: give it one"
+    wrong = {name for name in imports(path) if name != own and LAYER_OF[name] > LAYER_OF[own]}
+    assert not wrong, f"{own} imports from above: {sorted(wrong)}"
+
+
+def matching(pattern: str, *, but: tuple[str, ...] = ()) -> list[str]:
+    """Return the places in the package whose line matches, leaving out the units named."""
+    return [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in [*FILES, ROOT / "app.py"]
+        if path == ROOT / "app.py" or unit(path) not in but
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(pattern, line)
+    ]
+
+
+def test_the_environment_is_read_in_settings_only():
+    assert matching(r"os\.environ|os\.getenv", but=("settings",)) == []
+
+
+def test_devices_are_chosen_in_device_only():
+    assert matching(r"cuda\.is_available|\.cuda\(|get_device_name", but=("device",)) == []
+
+
+def test_nothing_is_printed_and_nothing_unpickled():
+    assert matching(r"^\s*print\(") == []
+    assert matching(r"torch\.load\((?!.*weights_only=True)") == []
+    assert matching(r"allow_pickle=True|import pickle|pickle\.load") == []
+
+
+def test_everything_is_caught_in_one_place_only():
+    assert [place.split(":")[0] for place in matching(r"except( Exception| BaseException)?\s*(as \w+)?:")] == [
+        "stepaudio/web/handlers.py"
+    ]
+
+
+def test_importing_the_package_has_no_effect():
+    """Every module is imported in a process of its own, which then must look as it did before."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in FILES
+        if path.name != "__main__.py"
+    ]
+    script = f"""
+import importlib, logging, os, random, threading
+import numpy, torch
+before = (logging.getLogger().handlers[:], logging.getLogger().level, torch.get_num_threads(), os.getcwd(),
+          dict(os.environ), random.getstate(), torch.get_rng_state().tolist(), threading.active_count(),
+          torch.backends.cuda.matmul.allow_tf32, sorted(os.listdir()))
+for name in {modules!r}:
+    importlib.import_module(name)
+after = (logging.getLogger().handlers[:], logging.getLogger().level, torch.get_num_threads(), os.getcwd(),
+         dict(os.environ), random.getstate(), torch.get_rng_state().tolist(), threading.active_count(),
+         torch.backends.cuda.matmul.allow_tf32, sorted(os.listdir()))
+names = "handlers level threads cwd environ random torch_rng active_threads tf32 files".split()
+changed = [name for name, a, b in zip(names, before, after) if a != b]
+assert not changed, changed
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_repository_names_no_path_outside_it():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    pattern = re.compile(r"(?<![\w.])/(work|root|opt/wheels|tmp/bash)[/\s\"']")
+    wrong = [
+        name
+        for name in tracked
+        if name != "tests/test_architecture.py"
+        and (ROOT / name).suffix in {".py", ".md", ".yml", ".toml", ".txt", ".sh", ""}
+        and (ROOT / name).is_file()
+        and pattern.search((ROOT / name).read_text(encoding="utf-8", errors="replace"))
+    ]
+    assert wrong == []

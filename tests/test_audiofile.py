@@ -1,0 +1,141 @@
+"""Files of users: sound, or one clear sentence."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import soundfile
+
+from stepaudio.audiofile import Limits, encode_wav, load_reference
+from stepaudio.errors import InvalidInput
+from stepaudio.types import Waveform
+from tests.conftest import voice
+
+LIMITS = Limits()
+
+
+def file_bytes(samples: np.ndarray, rate: int = 24000, container: str = "WAV", subtype: str | None = None) -> bytes:
+    target = io.BytesIO()
+    soundfile.write(target, samples, rate, format=container, subtype=subtype)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000, 96000, 192000])
+def test_any_usual_rate_is_kept_as_it_is(rate):
+    loaded = load_reference(file_bytes(voice(1.0, rate).samples, rate), LIMITS)
+    assert loaded.waveform.sample_rate == rate
+    assert len(loaded.waveform.samples) == rate
+    assert loaded.waveform.samples.dtype == np.float32
+    assert loaded.notices == ()
+
+
+def test_float_wav_is_read_bit_for_bit():
+    samples = voice(1.0).samples
+    loaded = load_reference(file_bytes(samples, subtype="FLOAT"), LIMITS)
+    np.testing.assert_array_equal(loaded.waveform.samples, samples)
+
+
+def test_stereo_becomes_the_mean_of_its_channels():
+    left = voice(1.0).samples
+    data = file_bytes(np.stack([left, np.zeros_like(left)], axis=1), subtype="FLOAT")
+    np.testing.assert_allclose(load_reference(data, LIMITS).waveform.samples, left / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize(("container", "subtype"), [("MP3", None), ("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS")])
+def test_compressed_files_are_read(container, subtype):
+    loaded = load_reference(file_bytes(voice(1.0).samples, 24000, container, subtype), LIMITS)
+    assert loaded.waveform.seconds == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_long_reference_is_cut_with_a_notice_that_gives_its_length():
+    loaded = load_reference(file_bytes(voice(40.0, 16000).samples, 16000), LIMITS)
+    assert loaded.waveform.seconds == 30.0
+    (notice,) = loaded.notices
+    assert "40.0 s" in notice
+    assert "30 s" in notice
+
+
+def test_a_long_reference_is_refused_where_the_settings_say_so():
+    with pytest.raises(InvalidInput, match=r"40\.0 s long; at most 30 s"):
+        load_reference(file_bytes(voice(40.0, 16000).samples, 16000), Limits(refuse_long=True))
+
+
+def test_a_file_cut_off_in_the_middle_gives_what_is_there():
+    data = file_bytes(voice(4.0).samples)
+    loaded = load_reference(data[: len(data) // 2], LIMITS)
+    assert loaded.waveform.seconds == pytest.approx(2.0, abs=0.05)
+
+
+def nan_in_the_middle() -> np.ndarray:
+    samples = voice(1.0).samples.copy()
+    samples[1000] = np.nan
+    return samples
+
+
+def one_click() -> np.ndarray:
+    samples = np.zeros(24000, np.float32)
+    samples[5000] = 0.005
+    return samples
+
+
+BAD = {
+    "no bytes": (b"", "empty"),
+    "silent": (file_bytes(np.zeros(48000, np.float32)), "silent"),
+    "a click in silence": (file_bytes(one_click(), subtype="FLOAT"), "silent"),
+    "a tenth of a second": (file_bytes(voice(0.1).samples), r"0\.10 s long; at least 0\.5 s"),
+    "no samples": (file_bytes(np.zeros(0, np.float32)), "no sound"),
+    "not a number": (file_bytes(nan_in_the_middle(), subtype="FLOAT"), "not numbers"),
+    "infinity": (file_bytes(np.full(24000, np.inf, np.float32), subtype="FLOAT"), "not numbers"),
+    "1 kHz": (file_bytes(voice(1.0, 16000).samples, 1000), "1000 samples a second"),
+    "text renamed wav": (b"This is a letter, not a sound.\n" * 50, "cannot be read"),
+    "only the head of a wav": (file_bytes(voice(1.0).samples)[:20], "cannot be read|no sound"),
+    "random bytes": (np.random.default_rng(0).bytes(5000), "cannot be read"),
+    "a playlist that names another file": (b"#EXTM3U\n/etc/passwd\n" * 20, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_serve_is_answered_with_one_sentence(name):
+    data, expected = BAD[name]
+    with pytest.raises(InvalidInput, match=expected) as caught:
+        load_reference(data, LIMITS)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith((".", ")."))
+
+
+def test_too_many_bytes_are_refused_unread():
+    with pytest.raises(InvalidInput, match=r"0\.1 MB; the limit is 0 MB"):
+        load_reference(b"x" * 100_000, Limits(max_bytes=1000))
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_m4a_is_read_through_ffmpeg(tmp_path):
+    (tmp_path / "in.wav").write_bytes(file_bytes(voice(1.0, 48000).samples, 48000))
+    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "in.wav", "-c:a", "aac", tmp_path / "out.m4a"]
+    subprocess.run(command, check=True)
+    loaded = load_reference((tmp_path / "out.m4a").read_bytes(), LIMITS)
+    assert loaded.waveform.sample_rate == 48000
+    assert loaded.waveform.seconds == pytest.approx(1.0, abs=0.1)
+
+
+def test_without_ffmpeg_the_sentence_says_what_would_help(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InvalidInput, match="ffmpeg must be installed"):
+        load_reference(b"not a sound" * 10, LIMITS)
+
+
+def test_the_result_is_a_sixteen_bit_wav_that_can_be_read_back():
+    samples = voice(1.0).samples
+    read, rate = soundfile.read(io.BytesIO(encode_wav(Waveform(samples, 24000))), dtype="float32")
+    assert rate == 24000
+    np.testing.assert_allclose(read, samples, atol=1 / 32000)
+
+
+def test_samples_beyond_full_scale_are_clipped_not_wrapped():
+    read, _ = soundfile.read(io.BytesIO(encode_wav(Waveform(np.array([2.0, -2.0], np.float32), 24000))))
+    assert read[0] > 0.99
+    assert read[1] < -0.99

@@ -1,0 +1,217 @@
+"""The page in a real browser: upload, clone, hit, errors, languages, cache; server killed and started again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.conftest import voice
+from tests.server import Server
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM_FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required"
+).split()
+CLONE_SECONDS = 120_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("CI must have Chromium: the browser tests may not be skipped there")
+        pytest.skip("Chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    running = Server(tmp_path_factory.mktemp("browser")).start()
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def page(browser, server):
+    context = browser.new_context(locale="en-GB", accept_downloads=True)
+    page = context.new_page()
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.outside = lambda: [u for u in requests if not u.startswith((server.url, "data:", "blob:"))]
+    page.goto(server.url)
+    page.get_by_role("button", name="Generate").wait_for()
+    yield page
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory, conformance) -> dict[str, Path]:
+    """Two recordings of real voices, as files."""
+    folder = tmp_path_factory.mktemp("recordings")
+    vectors = np.load(conformance / "audio_frontend" / "vectors.npz", allow_pickle=False)
+    files = {}
+    for name, key, rate in (("a", "speech_16k_mono", 16000), ("b", "speech_24k_mono", 24000)):
+        files[name] = folder / f"{name}.wav"
+        soundfile.write(files[name], vectors[f"{key}.pcm16"].T, rate)
+    return files
+
+
+def upload(page, path: Path) -> None:
+    clear = page.locator("#reference button[aria-label='Clear'], #reference button[title='Clear']")
+    if clear.count():
+        clear.first.click()
+    page.locator("#reference input[type=file]").set_input_files(str(path))
+    page.locator("#reference").get_by_text(path.name).or_(page.locator("#reference #waveform")).first.wait_for()
+
+
+def ask(page, text: str, transcript: str = "the words of the reference") -> None:
+    page.locator("#transcript textarea").fill(transcript)
+    page.locator("#text textarea").fill(text)
+    page.get_by_role("button", name=re.compile("Generate|生成")).click()
+
+
+def clone(page, path: Path | None, text: str = "Hello there.") -> str:
+    """Clone through the page and return what it reports."""
+    if path is not None:
+        upload(page, path)
+    before = page.locator("#run").inner_text()
+    ask(page, text)
+    page.wait_for_function(
+        "before => { const run = document.querySelector('#run'); "
+        "return run && run.innerText.includes('RTF') && run.innerText !== before; }",
+        arg=before,
+        timeout=CLONE_SECONDS,
+    )
+    assert not page.locator("#error").is_visible()
+    return page.locator("#run").inner_text()
+
+
+def test_a_real_recording_gives_sound_that_can_be_downloaded(page, recordings, tmp_path):
+    report = clone(page, recordings["a"])
+    for stage in ("Get engine", "Decode audio", "FunASR", "LLM", "Flow", "Vocoder", "Post-process"):
+        assert stage in report
+    with page.expect_download() as download:
+        page.locator("#result").get_by_label("Download").first.click()
+    download.value.save_as(tmp_path / "result.wav")
+    samples, rate = soundfile.read(tmp_path / "result.wav")
+    assert rate == 24000
+    assert 0.1 < len(samples) / rate <= 5.0
+    assert np.abs(samples).max() > 0.001
+    assert page.outside() == []  # the page works with no internet
+
+
+def test_the_page_says_plainly_that_tiny_weights_make_noise(page):
+    page.locator("#banner").get_by_text("they make noise, not speech").wait_for()
+
+
+def test_a_b_a_hits_on_the_third_and_so_does_a_request_after_kill_and_restart(browser, recordings, tmp_path):
+    server = Server(tmp_path / "aba").start()
+    try:
+        with browser.new_context(locale="en-GB") as context:
+            page = context.new_page()
+            page.goto(server.url)
+            assert "miss" in clone(page, recordings["a"])
+            assert "hit" in clone(page, None, "A second text with the same recording.")
+            assert "miss" in clone(page, recordings["b"])
+            assert "hit" in clone(page, recordings["a"], "And the first voice again.")
+        assert server.cache_lines() == ["MISS", "HIT", "MISS", "HIT"]
+        server.kill()
+        server.start()
+        with browser.new_context(locale="en-GB") as context:
+            page = context.new_page()
+            page.goto(server.url)
+            assert "hit" in clone(page, recordings["a"])
+        assert server.cache_lines()[-1] == "HIT"
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("letter.wav", "cannot be read as sound"), ("silent.wav", "silent"), ("short.wav", "at least 0.5 s")],
+)
+def test_a_bad_file_gives_one_readable_sentence_and_the_next_request_works(
+    page, name, expected, recordings, tmp_path, server
+):
+    path = tmp_path / name
+    if name == "letter.wav":
+        path.write_text("Dear server, this is not a sound.\n" * 20)
+    else:
+        seconds = 0.1 if name == "short.wav" else 2.0
+        soundfile.write(path, voice(seconds).samples * (name == "short.wav"), 24000)
+    page.locator("#reference input[type=file]").set_input_files(str(path))
+    page.wait_for_timeout(1500)
+    ask(page, "Hello.")
+    page.locator("#error").get_by_text(expected).wait_for(timeout=CLONE_SECONDS)
+    assert "Traceback" not in page.content()
+    page.reload()
+    page.get_by_role("button", name="Generate").wait_for()
+    clone(page, recordings["a"])
+
+
+def test_missing_fields_are_named(page):
+    ask(page, "Hello.")
+    page.locator("#error").get_by_text("upload or record a reference").wait_for()
+
+
+def test_a_given_seed_is_used_and_a_drawn_one_is_written_back(page, recordings):
+    clone(page, recordings["a"])
+    page.get_by_text("Advanced").click()
+    drawn = page.locator("#seed input").input_value()
+    assert drawn.isdigit()
+    page.locator("#new-seed input").uncheck()
+    page.locator("#seed input").fill("1234")
+    page.locator("#seed input").blur()
+    assert "seed 1234" in clone(page, None)
+
+
+def test_the_language_can_be_switched_and_follows_the_browser(browser, server, page):
+    page.locator("#language").get_by_text("中文").click()
+    page.get_by_role("button", name="生成").wait_for()
+    page.locator("#banner").get_by_text("微型随机权重").wait_for()
+    with browser.new_context(locale="zh-CN") as context:
+        chinese = context.new_page()
+        chinese.goto(server.url)
+        chinese.get_by_role("button", name="生成").wait_for()
+
+
+def test_the_cache_is_cleared_only_after_confirmation(page, recordings):
+    clone(page, recordings["a"])
+    stats = page.locator("#cache-stats")
+    assert " 0 voices" not in stats.inner_text()
+    page.get_by_role("button", name="Clear the cache").click()
+    page.get_by_role("button", name="No, keep it").click()
+    assert " 0 voices" not in stats.inner_text()
+    page.get_by_role("button", name="Clear the cache").click()
+    page.get_by_role("button", name="Yes, clear it").click()
+    stats.get_by_text("0 voices in").wait_for()
+    assert "miss" in clone(page, None, "Once more.")
+
+
+def test_a_cache_that_cannot_be_written_gives_a_banner_and_still_a_sound(browser, recordings, tmp_path):
+    server = Server(tmp_path / "unwritable")
+    server.folder.mkdir()
+    (server.folder / "cache").write_text("a file where the folder should be")
+    server.start()
+    try:
+        with browser.new_context(locale="en-GB") as context:
+            page = context.new_page()
+            page.goto(server.url)
+            assert "miss" in clone(page, recordings["a"])
+            page.locator("#banner").get_by_text(re.compile("cache", re.IGNORECASE)).first.wait_for()
+    finally:
+        server.kill()

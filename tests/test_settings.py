@@ -1,0 +1,68 @@
+"""Settings: flags before environment before defaults; nothing unknown passes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from stepaudio.errors import InvalidInput
+from stepaudio.settings import Settings, add_flags, flags_from, load_settings, markdown_table
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    import os
+
+    for name in [name for name in os.environ if name.startswith("STEPAUDIO_")]:
+        monkeypatch.delenv(name)
+
+
+def parse(*arguments: str) -> dict:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return flags_from(parser.parse_args(arguments))
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_default(monkeypatch):
+    assert load_settings().port == 7860
+    monkeypatch.setenv("STEPAUDIO_PORT", "8000")
+    assert load_settings().port == 8000
+    assert load_settings(parse("--port", "9000")).port == 9000
+
+
+def test_every_setting_has_a_flag_and_a_row_in_the_table():
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    text = parser.format_help()
+    table = markdown_table()
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+        assert f"`STEPAUDIO_{name.upper()}`" in table
+
+
+def test_the_readme_holds_the_table_of_the_settings():
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert markdown_table() in readme
+
+
+def test_an_unknown_variable_is_an_error_that_names_it(monkeypatch):
+    monkeypatch.setenv("STEPAUDIO_CACHE_DIRR", "x")
+    with pytest.raises(InvalidInput, match="STEPAUDIO_CACHE_DIRR"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--port", "abc"), ("--device", "tpu"), ("--top-p", "2"), ("--cache-megabytes", "0")]
+)
+def test_a_value_outside_its_limits_is_one_sentence_that_names_the_setting(flag, value):
+    with pytest.raises(InvalidInput, match=flag[2:].replace("-", "_")) as caught:
+        load_settings(parse(flag, value))
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_cannot_be_changed_afterwards():
+    settings = load_settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1
