@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # only to be caught: torch.load refuses with it what is not a tensor
@@ -18,22 +21,41 @@ HIFT_PREFIX = "generator."  # some repositories have saved the generator inside 
 LENGTH, DIRECTION = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
 
 
+DAMAGE = (
+    *(OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError),
+    *(UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What reading a file that is no intact archive of tensors may raise, in torch and in zipfile."""
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file that torch.save wrote, as float32 on the CPU.
 
     Raises WeightsError for a file that is missing, damaged, or holds anything but named floating tensors.
     """
     try:
+        _check(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise WeightsError(f"{path.name} is missing in {path.parent}.") from error
-    except (OSError, RuntimeError, UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise WeightsError(f"{path.name} in {path.parent} is damaged or no weights file; fetch it again.") from error
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) and value.is_floating_point() for key, value in state.items()
     ):
         raise WeightsError(f"{path.name} in {path.parent} holds something other than named weights.")
     return {key: value.float() for key, value in state.items()}
+
+
+def _check(path: Path) -> None:
+    """Raise BadZipFile unless every part of the archive has its checksum.
+
+    torch.load verifies none: a file that was damaged on the way would be loaded as it is, and be heard as noise.
+    """
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise zipfile.BadZipFile(broken)
 
 
 def hift_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stepaudio.vocoder import conformer
+from stepaudio.vocoder.conformer import RelativeAttention, by_distance, relative_positions
+from tests.vocoder_recordings import STAGE, Recordings, assert_close, first_outputs
+
+
+@pytest.fixture(scope="module")
+def recorded(conformance: Path) -> Recordings:
+    return Recordings(conformance)
+
+
+def test_every_stage_of_the_encoder_agrees_with_the_recording(recorded: Recordings) -> None:
+    encoder = recorded.flow.encoder
+    with first_outputs(
+        enc_embed_scaled=encoder.embed,
+        enc_prelookahead=encoder.pre_lookahead_layer,
+        enc_block0=encoder.encoders[0],
+        enc_block_last=encoder.encoders[-1],
+        enc_up=encoder.up_layer,
+        enc_out=encoder,
+    ) as outputs:
+        encoder(recorded["out.token_embed"])
+    assert len(outputs) == 6
+    for name, output in outputs.items():
+        assert_close(output, recorded[f"out.{name}"], STAGE)
+
+
+def test_positions_run_from_the_farthest_past_to_the_farthest_future() -> None:
+    table = relative_positions(3, 4, torch.device("cpu"))
+    distance = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0])
+    torch.testing.assert_close(table[:, 0], distance.sin())
+    torch.testing.assert_close(table[:, 1], distance.cos())
+    torch.testing.assert_close(table[:, 2], (distance / 100).sin())
+    torch.testing.assert_close(table[:, 3], (distance / 100).cos())
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (4, 4), (3, 7), (5, 1)])
+def test_scores_by_distance_become_scores_by_key(queries: int, keys: int) -> None:
+    scores = torch.arange(2.0 * 3 * queries * (keys + queries - 1)).reshape(2, 3, queries, -1)
+    by_key = by_distance(scores)
+    assert by_key.shape == (2, 3, queries, keys)
+    for row in range(queries):
+        for key in range(keys):
+            assert torch.equal(by_key[..., row, key], scores[..., row, queries - 1 - row + key])
+
+
+def test_attention_is_the_formula_written_out() -> None:
+    torch.manual_seed(0)
+    width, heads, length = 12, 3, 5
+    attention = RelativeAttention(width, heads).requires_grad_(False)
+    attention.pos_bias_u.normal_()
+    attention.pos_bias_v.normal_()
+    x = torch.randn(1, length, width)
+    positions = relative_positions(length, width, x.device)
+    expected = torch.zeros(length, width)
+    for head in range(heads):
+        part = slice(head * width // heads, (head + 1) * width // heads)
+        q, k, v = (layer(x)[0, :, part] for layer in (attention.linear_q, attention.linear_k, attention.linear_v))
+        p = attention.linear_pos(positions)[:, part]
+        scores = torch.empty(length, length)
+        for i in range(length):
+            for j in range(length):
+                near = (q[i] + attention.pos_bias_v[head]) @ p[length - 1 - (i - j)]
+                scores[i, j] = (q[i] + attention.pos_bias_u[head]) @ k[j] + near
+        expected[:, part] = (scores / 2).softmax(-1) @ v  # 2: the root of the head's width
+    torch.testing.assert_close(attention(x, positions)[0], attention.linear_out(expected))
+
+
+@pytest.mark.parametrize("block", [1, 7, 65, 66, 1000])
+def test_the_block_of_queries_does_not_change_the_result(
+    recorded: Recordings, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(conformer, "QUERY_BLOCK", block)
+    assert_close(recorded.flow.encoder(recorded["out.token_embed"]), recorded["out.enc_out"], STAGE)
+
+
+def test_a_single_row_is_encoded_too(recorded: Recordings) -> None:
+    out = recorded.flow.encoder(recorded["out.token_embed"][:, :1])
+    assert out.shape == (1, 2, 32)
+    assert torch.isfinite(out).all()
