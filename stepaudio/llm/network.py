@@ -116,8 +116,9 @@ class Decoder(nn.Module):
         """Return the states (B, T, hidden) after the final norm for ids int64 (B, T).
 
         cache: where earlier positions lie and these are written, from ``start`` on. Without one the ids are a
-        whole sequence; padding on the right needs no mask, since nothing looks ahead. ``inputs`` collects the
-        input of every layer (B, T, hidden), the embedding first.
+        whole sequence; padding on the right needs no mask, since nothing looks ahead. Training wants sequences
+        of one block (see BIAS_BYTES): a cache is written in place. ``inputs`` collects the input of every layer
+        (B, T, hidden), the embedding first.
         """
         length = ids.shape[1]
         blocks = list(self._blocks(start, start + length))

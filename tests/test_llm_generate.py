@@ -1,0 +1,226 @@
+"""llm/generate.py: every sequence keeps the cycle, seeds decide, caps and stops are obeyed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stepaudio.errors import Cancelled, GenerationError, InvalidInput
+from stepaudio.llm.generate import Generation, SpeechLM
+from stepaudio.llm.loading import load_step1
+from stepaudio.llm.model import Step1ForCausalLM
+from stepaudio.prompts import SpeechTokenizer
+from stepaudio.tiny.llm import write_llm
+from stepaudio.tokens import SpeechVocabulary, obeys_cycle
+from stepaudio.types import SamplingParams
+
+CPU = torch.device("cpu")
+PROMPT = list(range(330, 390))
+GREEDY = SamplingParams(temperature=0.0)
+
+
+class Tiny:
+    """A random model and its vocabulary."""
+
+    def __init__(self, folder: Path, seed: int, dtype: torch.dtype = torch.float32) -> None:
+        write_llm(folder, seed)
+        self.model: Step1ForCausalLM = load_step1(folder, CPU, dtype)
+        self.vocabulary: SpeechVocabulary = SpeechTokenizer.load(folder / "tokenizer.model").vocabulary
+
+    def lm(self, look_every: int | None = None) -> SpeechLM:
+        return SpeechLM(self.model, self.vocabulary, look_every=look_every)
+
+    def favour_end(self, at: float) -> None:
+        """Make the end's logit a constant, by way of a direction that every state is given."""
+        decoder = self.model.model
+        decoder.norm.weight.data[0] = 0.0
+        self.model.lm_head.weight.data[self.vocabulary.end] = 0.0
+        decoder.norm.register_forward_hook(lambda module, inputs, output: output + self.direction(output))
+        self.model.lm_head.weight.data[self.vocabulary.end, 0] = at
+
+    @staticmethod
+    def direction(like: torch.Tensor) -> torch.Tensor:
+        unit = torch.zeros_like(like)
+        unit[..., 0] = 1.0
+        return unit
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return Tiny(tmp_path_factory.mktemp("tiny"), 0)
+
+
+def generate(lm: SpeechLM, seed: int = 0, max_tokens: int = 60, params: SamplingParams | None = None) -> Generation:
+    return lm.generate(PROMPT, params or SamplingParams(), seed=seed, max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize("model_seed", [1, 2, 3])
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=3.0, top_k=0), GREEDY])
+def test_every_sequence_keeps_the_cycle(tmp_path: Path, model_seed: int, params: SamplingParams) -> None:
+    lm = Tiny(tmp_path, model_seed).lm()
+    for seed in range(4):
+        result = generate(lm, seed, 63, params)
+        assert obeys_cycle(result.tokens.numbers)
+        assert len(result.tokens.numbers) == 5 * result.tokens.groups > 0
+        drawn = result.new_ids - 1 if result.stopped == "end" else result.new_ids
+        assert result.tokens.groups == drawn // 5
+        if result.stopped == "end":
+            assert drawn % 5 == 0
+
+
+def test_the_same_seed_gives_the_same_speech_and_another_does_not(tiny: Tiny) -> None:
+    first = generate(tiny.lm(), 7).tokens.numbers
+    torch.manual_seed(99)
+    assert np.array_equal(generate(tiny.lm(), 7).tokens.numbers, first)
+    assert not np.array_equal(generate(tiny.lm(), 8).tokens.numbers, first)
+
+
+def test_the_global_generator_is_left_alone(tiny: Tiny) -> None:
+    before = torch.get_rng_state()
+    generate(tiny.lm(), 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("look_every", [1, 3, 10, 1000])
+def test_looking_less_often_changes_nothing_but_the_clock(tmp_path: Path, look_every: int) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(3.0)
+    results = [(generate(tiny.lm(every), seed, 200) for seed in range(5)) for every in (1, look_every)]
+    stops = set()
+    for one, other in zip(*results, strict=True):
+        assert np.array_equal(one.tokens.numbers, other.tokens.numbers)
+        assert (one.new_ids, one.stopped) == (other.new_ids, other.stopped)
+        stops.add(one.stopped)
+    assert "end" in stops
+
+
+def test_an_eager_end_comes_after_the_first_group_and_not_before(tmp_path: Path) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(1e4)
+    for params in (GREEDY, SamplingParams()):
+        result = generate(tiny.lm(), 0, 60, params)
+        assert (result.stopped, result.new_ids, result.tokens.groups) == ("end", 6, 1)
+
+
+@pytest.mark.parametrize(("max_tokens", "new_ids", "groups"), [(5, 5, 1), (9, 6, 1), (10, 10, 2), (63, 61, 12)])
+def test_the_cap_leaves_whole_groups(tmp_path: Path, max_tokens: int, new_ids: int, groups: int) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(-1e4)
+    result = generate(tiny.lm(), 0, max_tokens)
+    assert (result.stopped, result.new_ids, result.tokens.groups) == ("length", new_ids, groups)
+    assert result.prefill_seconds > 0
+    assert result.decode_seconds > 0
+
+
+def test_an_end_on_the_last_draw_counts_as_the_end(tmp_path: Path) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(1e4)
+    assert generate(tiny.lm(), 0, 6).stopped == "end"
+    assert generate(tiny.lm(), 0, 5).stopped == "length"
+
+
+def test_greedy_generation_equals_full_forwards_over_masked_logits(tiny: Tiny) -> None:
+    """No cache, no slices: the whole sequence again for every id, all logits, the rule, the mask, argmax."""
+    ids = torch.tensor([PROMPT])
+    for drawn in range(30):
+        with torch.inference_mode():
+            logits = tiny.model(ids).logits[0, -1]
+        window = ids[0, -10:].tolist()
+        if window.count(window[-1]) > 1:
+            logits[window[-1]] = float("-inf")
+        allowed = torch.full_like(logits, float("-inf"))
+        places = list(tiny.vocabulary.legal_ids(drawn % 5)) + [tiny.vocabulary.end] * (drawn % 5 == 0 < drawn)
+        allowed[places] = logits[places]
+        ids = torch.cat([ids, allowed.argmax()[None, None]], dim=1)
+    expected = tiny.vocabulary.numbers(ids[0, len(PROMPT) :].numpy())
+    assert generate(tiny.lm(), 0, 30, GREEDY).tokens.numbers.tolist() == expected.tolist()
+
+
+def test_the_repetition_rule_can_be_switched_off(tmp_path: Path) -> None:
+    tiny = Tiny(tmp_path, 1)
+    weight, vocabulary = tiny.model.lm_head.weight.data, tiny.vocabulary
+    tiny.favour_end(-1e4)
+    for favourite in (vocabulary.linguistic.start, vocabulary.semantic.start):
+        weight[favourite] = 0.0
+        weight[favourite, 0] = 1e4
+    stuck = generate(tiny.lm(), 0, 10, SamplingParams(temperature=0, repetition_rule=False)).tokens.numbers
+    assert stuck.tolist() == [0, 0, 1024, 1024, 1024] * 2
+    freed = generate(tiny.lm(), 0, 10, GREEDY).tokens.numbers
+    assert freed[:4].tolist() == [0, 0, 1024, 1024]
+    assert freed[4] != 1024
+
+
+def test_a_stop_wish_ends_the_run(tiny: Tiny) -> None:
+    asked: list[int] = []
+
+    def should_stop() -> bool:
+        asked.append(len(asked))
+        return len(asked) > 4
+
+    with pytest.raises(Cancelled, match="stopped"):
+        tiny.lm().generate(PROMPT, SamplingParams(), seed=0, max_tokens=50, should_stop=should_stop)
+    assert len(asked) == 5
+    with pytest.raises(Cancelled):
+        tiny.lm(10).generate(PROMPT, SamplingParams(), seed=0, max_tokens=50, should_stop=lambda: True)
+
+
+def test_progress_rises_to_what_was_drawn(tmp_path: Path) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(-1e4)
+    heard: list[tuple[int, int]] = []
+    tiny.lm(10).generate(
+        PROMPT, SamplingParams(), seed=0, max_tokens=25, progress=lambda done, most: heard.append((done, most))
+    )
+    assert heard == [(10, 25), (20, 25), (25, 25)]
+
+
+def test_prompts_and_caps_out_of_range_are_refused_with_value_and_limit(tiny: Tiny) -> None:
+    lm = tiny.lm()
+    with pytest.raises(InvalidInput, match="prompt is 8188 ids long; the model takes 1 to 8187"):
+        lm.generate([400] * 8188, SamplingParams(), seed=0, max_tokens=10)
+    with pytest.raises(InvalidInput, match="prompt is 0 ids long"):
+        lm.generate([], SamplingParams(), seed=0, max_tokens=10)
+    with pytest.raises(InvalidInput, match="At most 4 new ids were asked for; the shortest sound takes 5"):
+        generate(lm, max_tokens=4)
+    with pytest.raises(InvalidInput, match="temperature"):
+        generate(lm, params=SamplingParams(temperature=-1))
+
+
+def test_the_longest_sequence_of_the_model_caps_the_new_ids(tmp_path: Path) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(-1e4)
+    lm = tiny.lm()
+    lm.max_length = len(PROMPT) + 13
+    result = generate(lm, max_tokens=500)
+    assert (result.new_ids, result.tokens.groups, result.stopped) == (11, 2, "length")
+
+
+def test_weights_that_compute_no_numbers_are_an_error(tmp_path: Path) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(GenerationError, match="no finite numbers"):
+        generate(tiny.lm())
+
+
+def test_bfloat16_generates_too(tmp_path: Path) -> None:
+    result = generate(Tiny(tmp_path, 2, torch.bfloat16).lm())
+    assert result.tokens.groups > 0
+    assert obeys_cycle(result.tokens.numbers)
+
+
+def test_a_vocabulary_with_fewer_codes_speaks_only_those(tiny: Tiny) -> None:
+    real = tiny.vocabulary
+    small = SpeechVocabulary(real.linguistic[:20], real.semantic[:30], real.end)
+    numbers = generate(SpeechLM(tiny.model, small), max_tokens=100).tokens.numbers.reshape(-1, 5)
+    assert 0 <= numbers[:, :2].min() <= numbers[:, :2].max() < 20
+    assert 1024 <= numbers[:, 2:].min() <= numbers[:, 2:].max() < 1054
+
+
+def test_warm_runs_without_a_trace(tiny: Tiny) -> None:
+    lm = tiny.lm()
+    before = generate(lm, 5).tokens.numbers
+    lm.warm()
+    assert np.array_equal(generate(lm, 5).tokens.numbers, before)
