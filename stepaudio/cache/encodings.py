@@ -110,7 +110,7 @@ class EncodingCache:
         wait_limit: float = 60.0,
         retry_seconds: float = 15.0,
     ) -> None:
-        self.folder = folder
+        self.folder = folder = folder.absolute()
         self._fingerprint = fingerprint
         self._wait_limit = wait_limit
         self._flights: dict[str, _Flight] = {}

@@ -16,16 +16,9 @@ from pathlib import Path
 import diskcache
 from diskcache.core import DBNAME
 
-from stepaudio.cache.lock import FileLock
-from stepaudio.cache.store import (
-    REJECTED,
-    ForeignData,
-    Store,
-    fetch_read_only,
-    is_damage,
-    open_store,
-    set_aside_if_same,
-)
+from stepaudio.cache.lock import LOCKS, FileLock
+from stepaudio.cache.opening import REJECTED, fetch_read_only, is_damage, open_store, set_aside_if_same
+from stepaudio.cache.store import ForeignData, Store
 from stepaudio.cache.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -47,12 +40,13 @@ class FolderKeeper:
         self._retry_at = 0.0
         self._store: Store | None = None
         self._used: dict[str, None] = {}
+        self._rejected: set[str] = set()
         self._mutex = threading.RLock()
         self._opened()
 
     def lock(self, key: str, wait_seconds: float) -> FileLock:
         """Return the lock for encoding this key; nobody is waited for while results cannot be stored anyway."""
-        return FileLock(self.folder / "locks" / key, wait_seconds if self.problem is None else 0.0)
+        return FileLock(self.folder / LOCKS / key, wait_seconds if self.problem is None else 0.0)
 
     def fetch(self, key: str) -> bytes | None:
         """Return the stored bytes, or None."""
@@ -82,12 +76,15 @@ class FolderKeeper:
         except STORAGE_ERRORS as error:
             self._write_failed(store, error)
             return False
+        self._rejected.discard(key)
         self._delay = self._first_delay
         return True
 
     def reject(self, key: str, reason: str) -> None:
         """Say that the entry of this key is of no use, and remove it."""
-        log.warning("A cache entry in %s is dropped: %s.", self.folder, reason)
+        if key not in self._rejected:  # in a folder that cannot be written it is met again and again
+            log.warning("A cache entry in %s is dropped: %s.", self.folder, reason)
+            self._rejected.add(key)
         store = self._writable_store()
         if store is not None:
             try:
@@ -151,7 +148,7 @@ class FolderKeeper:
         """Return the open store; None while the folder is out of order."""
         with self._mutex:
             if self._store is not None and not self._store.in_place():
-                log.warning("The cache database in %s was removed from outside; a new one is begun.", self.folder)
+                log.warning("The cache database in %s was removed or replaced; it is opened anew.", self.folder)
                 self._close_store()
             if self._store is None and time.monotonic() >= self._retry_at:
                 self._open()

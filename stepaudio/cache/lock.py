@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+# The subfolder of a cache folder that holds the lock files.
+LOCKS = "locks"
 _POLL_SECONDS = 0.02
 
 

@@ -8,7 +8,8 @@ What differs from diskcache 5.6.3 as it comes, and why:
   database (half a megabyte at most), so that no path of a row is ever followed; it also means that a killed
   process leaves no orphaned files behind that nobody counts.
 * It applies whatever its Settings table holds as PRAGMAs, attributes and arguments of the Disk. Here the
-  settings are constants, and a database with other ones, or with other tables and triggers, is not opened.
+  settings are constants, and a database with other ones, or with other tables and triggers, is not opened
+  (see opening.py).
 * Its culling deletes ten rows at a time, among them the one just stored where the limit is small, and falls
   behind where a new value is larger than ten old ones. We delete the least recently used row until the bytes fit.
 * It marks each hit in the database, with a clock. Our hits do not write (so they work while another process
@@ -18,13 +19,11 @@ What differs from diskcache 5.6.3 as it comes, and why:
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
 import sqlite3
-import stat
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,13 @@ import diskcache
 from diskcache.core import DBNAME, ENOVAL, MODE_RAW, UNKNOWN
 
 from stepaudio.cache.container import MAX_BYTES
-from stepaudio.cache.lock import FileLock
 
 LOCK_SECONDS = 0.5
 # The index of the write-ahead log and the counters lie beside the database and count, too.
 _BESIDE_BYTES = 40 * 1024
-REJECTED = DBNAME + ".rejected"
+
+# What the database takes without a single entry, rounded up.
+_EMPTY_BYTES = 64 * 1024
 
 # Pragmas of the file; user_version marks it as ours. diskcache applies them in the order of their names.
 _FILE_PRAGMAS: dict[str, int | str] = {"auto_vacuum": 1, "journal_mode": "wal", "user_version": 0x5E01}
@@ -50,7 +50,7 @@ _CONNECTION_PRAGMAS: dict[str, int | str] = {
     "trusted_schema": 0,
     "wal_autocheckpoint": 256,
 }
-_SETTINGS: dict[str, int | str] = {
+SETTINGS: dict[str, int | str] = {
     "statistics": 0,
     "tag_index": 0,
     "eviction_policy": "least-recently-used",
@@ -60,11 +60,9 @@ _SETTINGS: dict[str, int | str] = {
     "disk_pickle_protocol": 0,
     **{f"sqlite_{name}": value for name, value in (_FILE_PRAGMAS | _CONNECTION_PRAGMAS).items()},
 }
-_COUNTERS = ("count", "size", "hits", "misses")
-# SHA-256 over the tables, indices and triggers that diskcache 5.6.3 creates; a test compares it with a new file's.
-SCHEMA_DIGEST = "648582294837fd99b932731a698aeada28ceb21dc61c36a985303f53b06e4504"
+COUNTERS = ("count", "size", "hits", "misses")
 
-_FETCH = (
+FETCH = (
     "SELECT mode, filename, CASE WHEN typeof(value) = 'blob' AND length(value) <= ? THEN value END"
     " FROM Cache WHERE key = ? AND raw = 1"
 )
@@ -108,17 +106,22 @@ class Store(diskcache.Cache):
     def __init__(self, folder: Path, size_limit: int) -> None:
         self.database = folder / DBNAME
         self._limit = size_limit - _BESIDE_BYTES
-        super().__init__(str(folder), timeout=LOCK_SECONDS, disk=BytesDisk, **_SETTINGS)
+        super().__init__(str(folder), timeout=LOCK_SECONDS, disk=BytesDisk, **SETTINGS)
         self._identity = _identity(self.database)
         with self.transact():
             self._evict()
 
     def fetch(self, key: str) -> bytes | None:
         """Return the value, or None; writes nothing. Raises ForeignData for a row that is not ours."""
-        return _bytes_of(self._sql(_FETCH, (MAX_BYTES, key)).fetchall())
+        return bytes_of(self._sql(FETCH, (MAX_BYTES, key)).fetchall())
 
     def store(self, key: str, value: bytes, used: Iterable[str] = ()) -> None:
-        """Store the value as the most recently used, after the keys in ``used``; evict until the bytes fit."""
+        """Store the value as the most recently used, after the keys in ``used``; evict until the bytes fit.
+
+        Raises OSError for a value larger than the limit, rather than evict all others and then itself.
+        """
+        if len(value) + _EMPTY_BYTES > self._limit:
+            raise OSError(errno.EFBIG, f"an entry has {len(value)} bytes, and its limit is {self._limit}")
         with self.transact():
             self._touch(used)
             self.set(key, value)
@@ -211,113 +214,15 @@ class Store(diskcache.Cache):
     def reset(self, key: str, value: Any = ENOVAL, update: bool = True) -> Any:
         if not key.startswith("sqlite_"):
             return super().reset(key, value, update)
-        name, wanted = key.removeprefix("sqlite_"), _SETTINGS[key]
+        name, wanted = key.removeprefix("sqlite_"), SETTINGS[key]
         if self._sql_retry(f"PRAGMA {name}").fetchone() != (wanted,):
             self._sql_retry(f"PRAGMA {name} = {wanted}").fetchall()
         setattr(self, key, wanted)
         return wanted
 
 
-def open_store(folder: Path, size_limit: int) -> tuple[Store, str | None]:
-    """Return the folder's store, made where there is none, and why a database found there was set aside, if one was.
-
-    Raises OSError, sqlite3.Error or diskcache.Timeout where the folder cannot be written or is locked.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    database = folder / DBNAME
-    rejected: str | None = None
-    # One process at a time: a database that another one is just creating must not be taken for a foreign one.
-    with FileLock(folder / "locks" / "open", 2 * LOCK_SECONDS) as lock:
-        if lock.waited and not lock.held:
-            raise TimeoutError("another process is opening it")
-        try:
-            _vet(database)
-        except ForeignData as error:
-            rejected = str(error)
-            _set_aside(database)
-        return Store(folder, size_limit), rejected
-
-
-def set_aside_if_same(store: Store) -> None:
-    """Set the store's damaged database aside, unless another process has done so already. Raises OSError."""
-    with FileLock(store.database.parent / "locks" / "open", 2 * LOCK_SECONDS):
-        if store.in_place():
-            _set_aside(store.database)
-
-
-def _set_aside(database: Path) -> None:
-    """Rename a database that is damaged or not ours, so that a new one can be made; the last such file is kept."""
-    os.replace(database, database.with_name(REJECTED))
-    for suffix in ("-wal", "-shm"):
-        database.with_name(database.name + suffix).unlink(missing_ok=True)
-
-
-def fetch_read_only(folder: Path, key: str) -> bytes | None:
-    """Return the value from a folder that cannot be written, or None where SQLite cannot read it either.
-
-    Raises ForeignData for a row or a database that is not ours.
-    """
-    database = folder.absolute() / DBNAME
-    if not database.is_file():
-        return None
-    # In WAL mode SQLite wants to make a file beside the database; "immutable" reads without it, and without locks.
-    for how in ("mode=ro", "immutable=1"):
-        try:
-            with closing(sqlite3.connect(f"{database.as_uri()}?{how}", timeout=0.1, uri=True)) as con:
-                _check_schema(con)
-                return _bytes_of(con.execute(_FETCH, (MAX_BYTES, key)).fetchall())
-        except sqlite3.OperationalError:
-            continue
-    return None
-
-
-def is_damage(error: BaseException) -> bool:
-    """Return whether SQLite says that the file itself is broken (and not locked, full or out of reach)."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _vet(database: Path) -> None:
-    """Raise ForeignData unless the database is absent or ours, and sqlite3.OperationalError while it is locked."""
-    try:
-        kind = os.lstat(database).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(kind):
-        raise ForeignData("it is not a file")
-    try:
-        with closing(sqlite3.connect(database, timeout=LOCK_SECONDS, isolation_level=None)) as con:
-            con.execute("BEGIN IMMEDIATE")
-            _check_schema(con)
-            _check_settings(con)
-            con.execute("ROLLBACK")
-    except sqlite3.DatabaseError as error:
-        if is_damage(error):
-            raise ForeignData(f"SQLite says: {error}") from error
-        raise
-
-
-def _check_schema(con: sqlite3.Connection) -> None:
-    """Raise ForeignData unless tables, indices and triggers are exactly those that this module makes."""
-    if schema_digest(con) != SCHEMA_DIGEST:
-        raise ForeignData("its tables are not those of this program")
-
-
-def schema_digest(con: sqlite3.Connection) -> str:
-    """Return the SHA-256 over the database's tables, indices and triggers as SQL text."""
-    rows = con.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name").fetchall()
-    return hashlib.sha256(repr(rows).encode()).hexdigest()
-
-
-def _check_settings(con: sqlite3.Connection) -> None:
-    rows = con.execute("SELECT key, value FROM Settings").fetchall()
-    if {key for key, _ in rows} != {*_SETTINGS, *_COUNTERS}:
-        raise ForeignData("its settings are not those of this program")
-    if any(_SETTINGS.get(key, value) != value for key, value in rows):
-        raise ForeignData("its settings have other values than this program gives them")
-
-
-def _bytes_of(rows: list[tuple[Any, ...]]) -> bytes | None:
+def bytes_of(rows: list[tuple[Any, ...]]) -> bytes | None:
+    """Return the value in the rows that FETCH gave, or None. Raises ForeignData for anything but our bytes."""
     if not rows:
         return None
     ((mode, filename, value),) = rows

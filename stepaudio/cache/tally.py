@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepaudio.cache.lock import FileLock
+from stepaudio.cache.lock import LOCKS, FileLock
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Tally:
 
     def flush(self) -> None:
         """Add the fresh counts to the file. Raises OSError where it cannot be written; they are kept then."""
-        with self._mutex, FileLock(self._path.parent / "locks" / "tally", 0.1) as lock:
+        with self._mutex, FileLock(self._path.parent / LOCKS / "tally", 0.1) as lock:
             if lock.waited and not lock.held:
                 return  # another process is at it; the next flush will do
             self._filed = self._read()
