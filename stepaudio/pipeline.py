@@ -164,7 +164,7 @@ class Pipeline:
             hit=outcome.hit,
             hash=outcome.hash_seconds,
             lookup=outcome.lookup_seconds,
-            encode=outcome.encode_seconds,
+            encode=0.0 if outcome.hit else outcome.encode_seconds,
             merge=outcome.merge_seconds,
         )
 

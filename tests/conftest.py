@@ -46,3 +46,32 @@ def voice(seconds: float = 3.0, sample_rate: int = 24000, pitch: float = 120.0, 
     envelope = 0.15 + 0.85 * np.clip(np.sin(2 * np.pi * 3.0 * t), 0, 1)
     samples = 0.2 * tone * envelope + 0.003 * rng.standard_normal(len(t))
     return Waveform(samples.astype(np.float32), sample_rate)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> Path:
+    """A complete weights folder of tiny random networks."""
+    from stepaudio.tiny import write_tiny
+
+    return write_tiny(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture
+def make_engine(tiny_weights, tmp_path):
+    """Load tiny weights with settings of the test's own; everything is closed afterwards."""
+    from stepaudio import device
+    from stepaudio.loading import load_engine
+    from stepaudio.settings import Settings
+    from stepaudio.weights import choose_weights
+
+    engines = []
+
+    def make(**settings):
+        chosen = Settings(**{"weights": str(tiny_weights), "cache_dir": tmp_path / "cache", **settings})
+        engine = load_engine(choose_weights(chosen), chosen, device.choose("cpu"))
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.close()

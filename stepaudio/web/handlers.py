@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepaudio.errors import InvalidInput, StepAudioError
-from stepaudio.log import request_context
+from stepaudio.log import NO_REQUEST, request_context
 from stepaudio.queue import Job
 from stepaudio.service import CloneRequest, CloneResult, Service
 from stepaudio.types import SamplingParams
@@ -57,7 +57,8 @@ def run_clone(service: Service, form: CloneForm, language: Language, show: ShowP
     This is the edge of the program: here, and only here, an exception that nobody foresaw is caught, logged with
     its traceback and shown as an internal error.
     """
-    request_id = "-"
+    job: Job[CloneResult] | None = None
+    request_id = NO_REQUEST
     try:
         job = service.submit_clone(_request(service, form, language))
         request_id = job.id
@@ -65,8 +66,9 @@ def run_clone(service: Service, form: CloneForm, language: Language, show: ShowP
     except StepAudioError as error:
         return CloneView(None, "", str(error), None, request_id)
     except Exception:  # the edge, see above
-        with request_context(request_id):
-            log.exception("A clone ended with an unexpected error.")
+        if job is None or job.state != "failed":  # what failed in the job, the queue has logged
+            with request_context(request_id):
+                log.exception("The page met an unexpected error.")
         return CloneView(None, "", say(language, "internal", id=request_id), None, request_id)
     synthesis = result.synthesis
     return CloneView(result.wav, run_report(synthesis, language), "", synthesis.seed, request_id)

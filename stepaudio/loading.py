@@ -1,0 +1,149 @@
+"""A weights folder becomes a Pipeline: the only module that knows the names of the files in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from stepaudio.cache import EncodingCache
+from stepaudio.device import Runtime
+from stepaudio.encoder.fingerprint import encoder_fingerprint, preprocessing_constants
+from stepaudio.encoder.paraformer import load_linguistic
+from stepaudio.encoder.reference import ReferenceEncoder
+from stepaudio.encoder.s3 import SemanticEncoder
+from stepaudio.encoder.speaker import SpeakerEncoder
+from stepaudio.features import MelConfig
+from stepaudio.llm.generate import SpeechLM
+from stepaudio.llm.loading import load_step1
+from stepaudio.pipeline import Limits, Pipeline
+from stepaudio.prompts import PromptBuilder, SpeechTokenizer, layout_of
+from stepaudio.settings import Settings
+from stepaudio.vocoder.config import read_config
+from stepaudio.vocoder.vocoder import Vocoder, load_vocoder
+from stepaudio.weights import WeightsFolder
+
+CENTROIDS, S3_ONNX, CAMPPLUS = "linguistic_tokenizer.npy", "speech_tokenizer_v1.onnx", "campplus.onnx"
+TOKENIZER_MODEL = "tokenizer.model"
+FUNASR_FILES = ("config.yaml", "model.pt", "am.mvn")
+ENCODINGS = "encodings"
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """The loaded pipeline with what it was made from; ``summary`` is one sentence for page and log."""
+
+    pipeline: Pipeline
+    encoder: ReferenceEncoder
+    weights: WeightsFolder
+    runtime: Runtime
+    summary: str
+
+    def close(self) -> None:
+        """Release threads and the cache."""
+        self.encoder.close()
+        self.pipeline.cache.close()
+
+
+def load_engine(weights: WeightsFolder, settings: Settings, runtime: Runtime) -> Engine:
+    """Return the engine of a weights folder; raises WeightsError naming what is missing or damaged."""
+    encoder = load_encoder(weights, runtime)
+    prompts, lm = load_language_model(weights, settings, runtime)
+    vocoder = load_vocoder(weights.cosyvoice, runtime.device)
+    cache = EncodingCache(
+        settings.cache_dir / ENCODINGS,
+        fingerprint(weights, encoder.mel),
+        size_limit=settings.cache_megabytes * 2**20,
+        enabled=settings.cache_enabled,
+    )
+    longest = min(settings.max_output_seconds, weights.card.max_output_seconds or float("inf"))
+    pipeline = Pipeline(
+        encoder=encoder,
+        cache=cache,
+        prompts=prompts,
+        lm=lm,
+        vocoder=vocoder,
+        limits=Limits(settings.max_text_characters, settings.max_transcript_characters, longest),
+        synchronize=runtime.synchronize,
+    )
+    return Engine(pipeline, encoder, weights, runtime, _summary(runtime, encoder))
+
+
+def load_encoder(weights: WeightsFolder, runtime: Runtime) -> ReferenceEncoder:
+    """Return the four encoders of a reference, side by side."""
+    device, threads = runtime.device, runtime.threads
+    return ReferenceEncoder(
+        linguistic=load_linguistic(weights.funasr, weights.tokenizer / CENTROIDS, device=device),
+        semantic=SemanticEncoder(weights.tokenizer / S3_ONNX, device=device, threads=threads),
+        # CAM++ is small: on the CPU it runs beside the others without waiting for the GPU.
+        speaker=SpeakerEncoder(weights.cosyvoice / CAMPPLUS, device=torch.device("cpu"), threads=threads),
+        mel=mel_config(weights),
+    )
+
+
+def load_language_model(
+    weights: WeightsFolder, settings: Settings, runtime: Runtime
+) -> tuple[PromptBuilder, SpeechLM]:
+    """Return the prompt builder and the language model, which share one tokenizer."""
+    tokenizer = SpeechTokenizer.load(weights.editx / TOKENIZER_MODEL)
+    prompts = PromptBuilder(tokenizer, layout_of(weights.editx), markers=settings.prompt_markers)
+    model = load_step1(weights.editx, runtime.device, runtime.dtype)
+    return prompts, SpeechLM(model, tokenizer.vocabulary)
+
+
+def mel_config(weights: WeightsFolder) -> MelConfig:
+    """Return the mel settings that the vocoder was trained with."""
+    return MelConfig(**read_config(weights.cosyvoice).mel)
+
+
+def fingerprint(weights: WeightsFolder, mel: MelConfig) -> str:
+    """Return what the cache's keys carry of the encoder: its files' contents and its preprocessing."""
+    files = [weights.tokenizer / CENTROIDS, weights.tokenizer / S3_ONNX, weights.cosyvoice / CAMPPLUS]
+    files += [weights.funasr / name for name in FUNASR_FILES]
+    return encoder_fingerprint(files, preprocessing_constants(mel))
+
+
+def part_loaders(weights: WeightsFolder, settings: Settings, runtime: Runtime) -> dict[str, Callable[[], str]]:
+    """Return for each part a function that loads it and says in a few words what runs (for doctor)."""
+
+    def linguistic() -> str:
+        load_linguistic(weights.funasr, weights.tokenizer / CENTROIDS, device=runtime.device)
+        return f"{weights.funasr.name} on {runtime.device.type}, float32"
+
+    def semantic() -> str:
+        encoder = SemanticEncoder(weights.tokenizer / S3_ONNX, device=runtime.device, threads=runtime.threads)
+        return f"{S3_ONNX}, {encoder.provider}"
+
+    def speaker() -> str:
+        path = weights.cosyvoice / CAMPPLUS
+        return f"{CAMPPLUS}, {SpeakerEncoder(path, device=torch.device('cpu'), threads=runtime.threads).provider}"
+
+    def language_model() -> str:
+        load_language_model(weights, settings, runtime)
+        return f"{weights.editx.name} on {runtime.device.type}, {_name(runtime.dtype)}"
+
+    def vocoder() -> str:
+        load_vocoder(weights.cosyvoice, runtime.device)
+        return f"{weights.cosyvoice.name} on {runtime.device.type}, float32"
+
+    return {
+        "FunASR encoder": linguistic,
+        "Semantic tokenizer": semantic,
+        "Speaker encoder": speaker,
+        "Language model": language_model,
+        "Flow and HiFT": vocoder,
+    }
+
+
+def _summary(runtime: Runtime, encoder: ReferenceEncoder) -> str:
+    tf32 = " with TF32" if runtime.tf32 else ""
+    provider = getattr(encoder.semantic, "provider", "unknown")
+    return (
+        f"language model in {_name(runtime.dtype)}, the rest in float32{tf32}, on {runtime.reason}; "
+        f"semantic tokenizer with {provider}"
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,200 @@
+"""The page's handler: whatever a browser sends, there is sound or one sentence, and the service lives on."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+
+from stepaudio.queue import JobQueue
+from stepaudio.service import Service
+from stepaudio.settings import Settings
+from stepaudio.web.handlers import CloneForm, run_clone
+from tests.conftest import voice
+
+
+@pytest.fixture
+def service(make_engine, tmp_path):
+    engine = make_engine()
+    running = Service(Settings(cache_dir=tmp_path / "cache"), lambda: engine)
+    running.start()
+    assert running.wait_until_decided(120) == "ready"
+    yield running
+    running.close()
+
+
+def form(path, **fields) -> CloneForm:
+    defaults = {
+        "audio_path": str(path) if path else None,
+        "transcript": "the words",
+        "text": "Hello.",
+        "new_seed": False,
+        "seed": 3,
+        "temperature": 0.7,
+        "top_k": 50,
+        "top_p": 1.0,
+        "max_seconds": 0.5,
+        "flow_steps": 1,
+    }
+    return CloneForm(**{**defaults, **fields})
+
+
+def clone(service, path, **fields):
+    return run_clone(service, form(path, **fields), "en", lambda fraction, words: None)
+
+
+@pytest.fixture
+def good(tmp_path):
+    path = tmp_path / "good.wav"
+    soundfile.write(path, voice(1.0).samples, 24000)
+    return path
+
+
+def nan() -> np.ndarray:
+    samples = voice(1.0).samples.copy()
+    samples[7] = np.nan
+    return samples
+
+
+BAD_FILES = {
+    "empty.wav": (b"", "empty"),
+    "silent.wav": (np.zeros(48000, np.float32), "silent"),
+    "tenth.wav": (voice(0.1).samples, r"0.10 s long"),
+    "letter.wav": (b"a letter, not a sound\n" * 40, "cannot be read"),
+    "nan.wav": (nan(), "not numbers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_gives_one_sentence_and_the_next_request_gives_sound(service, good, tmp_path, name, caplog):
+    content, expected = BAD_FILES[name]
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        soundfile.write(path, content, 24000, subtype="FLOAT")
+    view = clone(service, path)
+    assert expected in view.error
+    assert view.wav is None
+    assert "\n" not in view.error
+    assert "Traceback" not in caplog.text
+    assert clone(service, good).wav is not None
+
+
+GOOD_FILES = {
+    "forty-seconds.wav": (voice(40.0, 16000).samples, 16000),
+    "8k.wav": (voice(1.0, 8000).samples, 8000),
+    "96k.wav": (voice(1.0, 96000).samples, 96000),
+    "stereo.wav": (np.stack([voice(1.0).samples] * 2, axis=1), 24000),
+    "compressed.mp3": (voice(1.0).samples, 24000),
+}
+
+
+@pytest.mark.parametrize("name", GOOD_FILES)
+def test_unusual_files_give_sound(service, tmp_path, name):
+    samples, rate = GOOD_FILES[name]
+    soundfile.write(tmp_path / name, samples, rate)
+    view = clone(service, tmp_path / name)
+    assert view.error == ""
+    assert view.wav[:4] == b"RIFF"
+    assert "RTF" in view.report
+    if name == "forty-seconds.wav":
+        assert "40.0 s long; its first 30 s are used" in view.report
+
+
+def test_a_truncated_file_gives_sound(service, good, tmp_path):
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes(good.read_bytes()[:36000])
+    assert clone(service, cut).wav is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"text": "a" * 20_000}, "20000 characters"),
+        ({"text": ""}, "The text is empty"),
+        ({"transcript": " "}, "transcript of the reference is empty"),
+        ({"seed": -4}, "seed"),
+        ({"temperature": 99.0}, "temperature is 99"),
+        ({"top_p": 0.0}, "top-p"),
+        ({"flow_steps": 0}, "flow steps"),
+        ({"max_seconds": -1.0}, "longest output"),
+    ],
+)
+def test_bad_fields_give_one_sentence(service, good, fields, expected):
+    view = clone(service, good, **fields)
+    assert expected in view.error
+    assert view.wav is None
+
+
+@pytest.mark.parametrize("text", ["🎉", "<|EOT|> <audio_3>", "\x00 hello"])
+def test_odd_texts_give_sound(service, good, text):
+    assert clone(service, good, text=text).wav is not None
+
+
+def test_emptied_numbers_fall_back_to_the_settings(service, good):
+    empty = dict.fromkeys(("seed", "temperature", "top_k", "top_p", "flow_steps"))
+    assert clone(service, good, **empty).wav is not None
+
+
+def test_every_field_reaches_the_pipeline(service, good, monkeypatch):
+    calls = []
+    pipeline = service.engine.pipeline
+    original = pipeline.clone
+    monkeypatch.setattr(
+        pipeline, "clone", lambda reference, text, sampling, **kw: calls.append((reference, text, sampling, kw))
+        or original(reference, text, sampling, **kw)
+    )  # fmt: skip
+    clone(service, good, transcript="T", text="X", seed=9, temperature=0.3, top_k=7, top_p=0.8, flow_steps=3)
+    ((reference, text, sampling, others),) = calls
+    assert (reference.text, text) == ("T", "X")
+    assert (sampling.seed, sampling.temperature, sampling.top_k, sampling.top_p) == (9, 0.3, 7, 0.8)
+    assert (others["flow_steps"], others["max_seconds"]) == (3, 0.5)
+
+
+def test_an_unforeseen_error_is_logged_with_its_traceback_and_shown_with_the_request_id(
+    service, good, monkeypatch, caplog
+):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr(service.engine.pipeline, "clone", broken)
+        view = clone(service, good)
+    assert view.error == f"Internal error, request {view.request_id}: the server's log says more."
+    assert "ZeroDivisionError" in caplog.text
+    assert clone(service, good).wav is not None
+
+
+def test_a_full_queue_is_told_in_one_sentence(service, good, monkeypatch):
+    full = JobQueue(limit=1, workers=1)
+    full.close(0)
+    monkeypatch.setattr(service, "queue", full)
+    assert clone(service, good).error != ""
+
+
+def test_a_failed_start_is_told_in_its_own_words(tmp_path, good):
+    from stepaudio.errors import WeightsError
+
+    def fail():
+        raise WeightsError("The file flow.pt in models is damaged.")
+
+    broken = Service(Settings(), fail)
+    broken.start()
+    assert broken.wait_until_decided(10) == "failed"
+    assert clone(broken, good).error == "The file flow.pt in models is damaged."
+    broken.close(0)
+
+
+def test_the_block_of_a_request_stands_in_the_log_under_its_id(service, good, caplog):
+    with caplog.at_level(logging.INFO, logger="stepaudio"):
+        clone(service, good)
+        clone(service, good)
+    blocks = [record.getMessage() for record in caplog.records if "Total time" in record.getMessage()]
+    assert len(blocks) == 2
+    assert blocks[0].startswith("❌ FunASR cache MISS, encoding...\n⏱️ FunASR encoding: ")
+    assert blocks[1].startswith("✅ FunASR cache HIT! Total: ")
+    assert all(len(block.splitlines()) <= 20 for block in blocks)
+    assert "the words" not in caplog.text  # no text of a user in the log
