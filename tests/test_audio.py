@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import voice
 
 from stepaudio import audio
 from stepaudio.types import Waveform
+from tests.conftest import voice
 
 NAMES = [
     "speech_16k_mono",

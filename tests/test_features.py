@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import voice
 from safetensors.numpy import load_file
 
 from stepaudio import audio, features
 from stepaudio.features import MelConfig
 from stepaudio.types import Waveform
+from tests.conftest import voice
 
 MEL = MelConfig()
 RATES = (8000, 16000, 22050, 24000, 44100, 48000)
