@@ -44,7 +44,7 @@ def test_unpacked_arrays_are_the_callers_own() -> None:
 
 def test_a_truncated_or_lengthened_entry_is_refused() -> None:
     data = pack(entry())
-    for length in [*range(0, 140), len(data) // 2, len(data) - 1]:
+    for length in [*range(140), len(data) // 2, len(data) - 1]:
         with pytest.raises(DamagedEntry):
             unpack(data[:length], KEY)
     with pytest.raises(DamagedEntry):

@@ -80,8 +80,9 @@ def fetch_read_only(folder: Path, key: str) -> bytes | None:
             with closing(sqlite3.connect(f"{database.as_uri()}?{how}", timeout=0.1, uri=True)) as con:
                 _check_schema(con)
                 return bytes_of(con.execute(FETCH, (MAX_BYTES, key)).fetchall())
-        except sqlite3.OperationalError:
-            continue
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                break  # somebody is at work in it: not to be read without locks
     return None
 
 

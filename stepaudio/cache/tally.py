@@ -54,7 +54,7 @@ class Tally:
 
     def flush(self) -> None:
         """Add the fresh counts to the file. Raises OSError where it cannot be written; they are kept then."""
-        with self._mutex, FileLock(self._path.parent / LOCKS / "tally", 0.1) as lock:
+        with self._mutex, FileLock(self._path.parent / LOCKS / "tally", 1.0) as lock:
             if lock.waited and not lock.held:
                 return  # another process is at it; the next flush will do
             self._filed = self._read()
@@ -74,7 +74,7 @@ class Tally:
         try:
             with self._path.open("rb") as file:
                 text = file.read(200).decode("ascii", "replace")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return Counts()
         except OSError as error:
             log.warning("The cache's counters in %s cannot be read (%s); they begin at zero.", self._path, error)
