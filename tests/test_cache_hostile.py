@@ -150,7 +150,7 @@ PLANTED = {
     "a trigger": "CREATE TRIGGER bad AFTER INSERT ON Cache BEGIN DELETE FROM Cache; END",
     "a table": "CREATE TABLE other (x)",
     "a missing table": "DROP TABLE Settings",
-    "an endless view": "CREATE VIEW more AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x FROM n) SELECT * FROM n",
+    "an endless view": "CREATE VIEW v AS WITH RECURSIVE n(x) AS (VALUES (1) UNION ALL SELECT 1 FROM n) SELECT * FROM n",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
@@ -77,7 +78,7 @@ def test_retries_become_rarer_while_the_trouble_lasts(tmp_path: Path, monkeypatc
             cache.stats()
             now += 1
     attempts = sorted(set(tries))
-    gaps = [after - before for before, after in zip(attempts, attempts[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(attempts)]
     assert gaps == [10, 20, 40, 80, 160, 300, 300, 300, 300, 300]
 
 
