@@ -83,9 +83,7 @@ def _machine(runtime: Runtime) -> Iterator[Finding]:
             "bad", "ONNX Runtime", "onnxruntime and onnxruntime-gpu share one folder; please uninstall onnxruntime."
         )
     ffmpeg = shutil.which("ffmpeg")
-    yield Finding(
-        "good" if ffmpeg else "note", "ffmpeg", ffmpeg or "not installed: m4a and video files cannot be read"
-    )
+    yield Finding("good" if ffmpeg else "note", "ffmpeg", ffmpeg or "not installed: m4a and video files cannot be read")
 
 
 def _version(package: str) -> str | None:

@@ -21,7 +21,7 @@ from stepaudio.pipeline import Limits, Pipeline
 from stepaudio.prompts import PromptBuilder, SpeechTokenizer, layout_of
 from stepaudio.settings import Settings
 from stepaudio.vocoder.config import read_config
-from stepaudio.vocoder.vocoder import Vocoder, load_vocoder
+from stepaudio.vocoder.vocoder import load_vocoder
 from stepaudio.weights import WeightsFolder
 
 CENTROIDS, S3_ONNX, CAMPPLUS = "linguistic_tokenizer.npy", "speech_tokenizer_v1.onnx", "campplus.onnx"
@@ -82,9 +82,7 @@ def load_encoder(weights: WeightsFolder, runtime: Runtime) -> ReferenceEncoder:
     )
 
 
-def load_language_model(
-    weights: WeightsFolder, settings: Settings, runtime: Runtime
-) -> tuple[PromptBuilder, SpeechLM]:
+def load_language_model(weights: WeightsFolder, settings: Settings, runtime: Runtime) -> tuple[PromptBuilder, SpeechLM]:
     """Return the prompt builder and the language model, which share one tokenizer."""
     tokenizer = SpeechTokenizer.load(weights.editx / TOKENIZER_MODEL)
     prompts = PromptBuilder(tokenizer, layout_of(weights.editx), markers=settings.prompt_markers)
@@ -141,7 +139,7 @@ def _summary(runtime: Runtime, encoder: ReferenceEncoder) -> str:
     provider = getattr(encoder.semantic, "provider", "unknown")
     return (
         f"language model in {_name(runtime.dtype)}, the rest in float32{tf32}, on {runtime.reason}; "
-        f"semantic tokenizer with {provider}"
+        f"ONNX with {provider}"
     )
 
 

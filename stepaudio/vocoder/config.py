@@ -6,6 +6,7 @@ known architectures is meant, and every number goes into a frozen dataclass.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import NoReturn
 import yaml
 
 from stepaudio.errors import WeightsError
+
+log = logging.getLogger(__name__)
 
 YAML_NAME = "cosyvoice.yaml"
 
@@ -110,6 +113,7 @@ class _Section:
 
     def __init__(self, path: Path, where: str, values: dict[str, object]) -> None:
         self._path, self._where, self._left = path, where, dict(values)
+        self._names = (path.name, path.parent)
 
     def refuse(self, problem: str) -> NoReturn:
         raise WeightsError(f"{self._path.name} in {self._path.parent} cannot be used: {problem}.")
@@ -181,8 +185,9 @@ class _Section:
             self.refuse(problem)
 
     def finish(self) -> None:
-        if self._left:
-            self.refuse(f"'{self._where}{next(iter(self._left))}' is unknown")
+        """Tell of keys that nothing here reads. Not an error: a release may note things that change no network."""
+        for key in self._left:
+            log.warning("%s in %s: '%s%s' is not known and is ignored.", *self._names, self._where, key)
 
 
 def read_config(folder: Path) -> VocoderConfig:

@@ -17,8 +17,20 @@ from stepaudio.web.tables import banners, cache_report, weights_line
 FILE_CHECK_SECONDS, FILE_LIFE_SECONDS = 600, 3600
 BANNER_REFRESH_SECONDS = 3.0
 CSS = """
-.stepaudio-error { border-left: 4px solid #c0392b; padding: 0.5em 1em; background: #c0392b1a; border-radius: 4px; }
-.stepaudio-banner { border-left: 4px solid #b8860b; padding: 0.25em 1em; background: #b8860b1a; border-radius: 4px; }
+#error { border-left: 4px solid #c0392b; padding: 0.5em 1em; background: #c0392b1a; }
+#banner { border-left: 4px solid #b8860b; padding: 0.5em 1em; background: #b8860b1a; }
+.stepaudio-run table { width: 100%; border-collapse: collapse; font-size: 0.9em; margin-top: 0.75em; }
+.stepaudio-run th, .stepaudio-run td { border: 0 !important; padding: 0.15em 0.5em; white-space: nowrap; }
+.stepaudio-run th, .stepaudio-run td { text-align: right; }
+.stepaudio-run th:first-child, .stepaudio-run th:last-child, .stepaudio-run td:last-child { text-align: left; }
+.stepaudio-run td:last-child { white-space: normal; }
+.stepaudio-run tbody th { font-weight: normal; text-align: left; }
+.stepaudio-run .depth-0 th, .stepaudio-run tfoot { font-weight: bold; }
+.stepaudio-run .depth-1 th { padding-left: 1.5em; }
+.stepaudio-run .depth-2 th { padding-left: 2.75em; opacity: 0.8; }
+.stepaudio-run .share { position: relative; min-width: 6em; }
+.stepaudio-run .share span { position: absolute; left: 0; top: 15%; bottom: 15%; background: #f9731640; }
+.stepaudio-run tfoot tr { border-top: 1px solid currentColor; }
 footer { display: none !important; }
 """
 
@@ -43,7 +55,7 @@ class Page:
                     scale=0,
                     min_width=220,
                 )
-            self.banner = gr.Markdown(elem_id="banner", elem_classes="stepaudio-banner", visible=False)
+            self.banner = gr.Markdown(elem_id="banner", visible=False)
             with gr.Row():
                 with gr.Column():
                     self.reference = gr.Audio(
@@ -54,9 +66,9 @@ class Page:
                     self._build_advanced()
                     self.generate = gr.Button(variant="primary", elem_id="generate")
                 with gr.Column():
-                    self.error = gr.Markdown(elem_id="error", elem_classes="stepaudio-error", visible=False)
+                    self.error = gr.Markdown(elem_id="error", visible=False)
                     self.result = gr.Audio(interactive=False, elem_id="result", buttons=["download"])
-                    self.run = gr.Markdown(elem_id="run", container=True)
+                    self.run = gr.HTML(elem_id="run")
                     self._build_cache()
             self.weights = gr.Markdown(elem_id="weights")
             self._wire(blocks)
@@ -135,7 +147,7 @@ class Page:
             self._service,
             CloneForm(*fields),
             language,
-            lambda fraction, words: progress(fraction, desc=words),  # type: ignore[no-untyped-call]
+            lambda fraction, words: progress(fraction, desc=words),
         )
         sound = None
         if view.wav is not None:

@@ -1,6 +1,8 @@
-"""Markdown of the page: the stage table, the cache's figures, the banners."""
+"""What the page shows besides its fields: the stage table, the cache's figures, the banners."""
 
 from __future__ import annotations
+
+from html import escape
 
 from stepaudio.cache import CacheStats
 from stepaudio.service import Service
@@ -9,7 +11,7 @@ from stepaudio.web.strings import Language, say
 
 
 def run_report(synthesis: Synthesis, language: Language) -> str:
-    """Return what the page says of one run: summary, cache line, stage table, notices."""
+    """Return what the page says of one run, as HTML: notices, summary, cache line, stage table."""
     summary = say(
         language,
         "summary",
@@ -19,28 +21,32 @@ def run_report(synthesis: Synthesis, language: Language) -> str:
         seed=synthesis.seed,
         stopped=say(language, f"stopped_{synthesis.stopped}"),
     )
-    parts = [*synthesis.notices, summary, say(language, "hit" if synthesis.cache_hit else "miss")]
-    return "\n\n".join([*parts, stage_table(synthesis, language)])
+    sentences = [*synthesis.notices, summary, say(language, "hit" if synthesis.cache_hit else "miss")]
+    paragraphs = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    return f'<div class="stepaudio-run">{paragraphs}{stage_table(synthesis, language)}</div>'
 
 
 def stage_table(synthesis: Synthesis, language: Language) -> str:
-    """Return the stages of a run as a Markdown table; children are indented, busy seconds have a column."""
+    """Return the stages of a run as an HTML table; children are indented, the share is drawn as a bar."""
     total = synthesis.timings.total
-    heads = [say(language, key) for key in ("stage", "seconds", "share", "busy", "note")]
-    lines = ["| " + " | ".join(heads) + " |", "|---|---:|---:|---:|---|"]
 
-    def add(stage: Stage, depth: int) -> None:
-        name = "&nbsp;" * 4 * depth + stage.name
+    def head(key: str, hint: str = "") -> str:
+        title = f' title="{escape(say(language, hint))}"' if hint else ""
+        return f'<th scope="col"{title}>{escape(say(language, key))}</th>'
+
+    def row(stage: Stage, depth: int) -> str:
+        share = 100 * stage.seconds / total if total > 0 else 0.0
         busy = f"{stage.busy:.3f}" if stage.busy is not None else ""
-        share = f"{100 * stage.seconds / total:.1f}%" if total > 0 else ""
-        lines.append(f"| {name} | {stage.seconds:.3f} | {share} | {busy} | {stage.note} |")
-        for child in stage.children:
-            add(child, depth + 1)
+        return (
+            f'<tr class="depth-{depth}"><th scope="row">{escape(stage.name)}</th><td>{stage.seconds:.3f}</td>'
+            f'<td class="share"><span style="width:{share:.1f}%"></span>{share:.1f}%</td>'
+            f"<td>{busy}</td><td>{escape(stage.note)}</td></tr>"
+        ) + "".join(row(child, depth + 1) for child in stage.children)
 
-    for stage in synthesis.timings.stages:
-        add(stage, 0)
-    lines.append(f"| **{say(language, 'total')}** | **{total:.3f}** | 100% | | |")
-    return "\n".join(lines)
+    heads = head("stage") + head("seconds") + head("share") + head("busy", "busy_hint") + head("note")
+    rows = "".join(row(stage, 0) for stage in synthesis.timings.stages)
+    last = f'<tr><th scope="row">{escape(say(language, "total"))}</th><td>{total:.3f}</td><td colspan="3"></td></tr>'
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody><tfoot>{last}</tfoot></table>"
 
 
 def cache_report(stats: CacheStats | None, language: Language) -> str:

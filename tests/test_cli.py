@@ -1,0 +1,69 @@
+"""The command line: one sentence and a status for what goes wrong, no traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from stepaudio.cli import build_parser, main
+from tests.conftest import ROOT
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("STEPAUDIO_")}
+    return subprocess.run(
+        [sys.executable, "-m", "stepaudio", *arguments],
+        cwd=ROOT, env={**clean, "PYTHONUTF8": "1", **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_tiny_writes_a_folder_that_doctor_finds_healthy(tmp_path):
+    made = run("tiny", str(tmp_path / "weights"))
+    assert made.returncode == 0, made.stderr
+    assert str(tmp_path / "weights") in made.stdout
+    seen = run("doctor", "--weights", str(tmp_path / "weights"), "--cache-dir", str(tmp_path / "cache"))
+    assert seen.returncode == 0, seen.stdout + seen.stderr
+    assert "Everything needed is there." in seen.stdout
+
+
+def test_tiny_refuses_a_folder_with_other_things_in_it(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    done = run("tiny", str(tmp_path))
+    assert done.returncode == 2
+    assert "does not hold tiny weights" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_an_unknown_variable_ends_the_program_with_one_sentence():
+    done = run("doctor", STEPAUDIO_CACHEDIR="x")
+    assert done.returncode == 2
+    assert "STEPAUDIO_CACHEDIR" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_serving_named_weights_that_are_not_there_ends_with_one_sentence(tmp_path):
+    done = run("serve", "--weights", "nowhere", "--models-dir", str(tmp_path), "--port", "0")
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "download", "doctor", "tiny", "bench"])
+def test_each_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args([command, "--help"])
+    assert ended.value.code == 0
+    assert "usage: python -m stepaudio " + command in capsys.readouterr().out
+
+
+def test_an_interrupt_ends_with_its_own_status(monkeypatch, capsys, tmp_path):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stepaudio.tiny.write_tiny", interrupted)
+    assert main(["tiny", str(tmp_path / "x")]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
