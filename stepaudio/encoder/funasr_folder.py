@@ -123,7 +123,7 @@ def build_funasr(config: Mapping[str, Any], folder: Path, device: torch.device) 
         "ncpu": torch.get_num_threads(),
     }
     with _side_effects_undone(device):
-        model, options = _import_automodel().build_model(**settings)
+        model, options = import_automodel().build_model(**settings)
     model.eval()
     return model, dict(options)
 
@@ -173,7 +173,7 @@ def _load_weights(model: nn.Module, folder: Path, device: torch.device) -> bool:
     return not unfit
 
 
-def _import_automodel() -> Any:
+def import_automodel() -> Any:
     """Return funasr's AutoModel class, importing only what a streaming Paraformer needs.
 
     ``import funasr`` imports all of its several hundred modules by walking the package (7 s); for that one
@@ -204,7 +204,7 @@ def _side_effects_undone(device: torch.device) -> Iterator[None]:
     threads, level, handlers = torch.get_num_threads(), root.level, list(root.handlers)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
             yield
     finally:
         torch.set_num_threads(threads)

@@ -58,12 +58,13 @@ def create_session(path: Path, device: torch.device, threads: int) -> onnxruntim
     """
     if not path.is_file():
         raise WeightsError(f"The file {path.name} is missing in {path.parent}.")
+    on_gpu = device.type != "cpu"
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     wanted: list[Any] = [CPU]
-    if device.type == "cuda":
+    if on_gpu:
         onnxruntime.preload_dlls()  # CUDA and cuDNN libraries that torch brought along
         if CUDA in onnxruntime.get_available_providers():
             wanted.insert(0, (CUDA, {"device_id": str(device.index or 0), **_CUDA_OPTIONS}))
@@ -72,7 +73,7 @@ def create_session(path: Path, device: torch.device, threads: int) -> onnxruntim
     except ORT_ERRORS as error:
         raise WeightsError(f"The file {path.name} in {path.parent} is damaged or not an ONNX model.") from error
     provider = running_provider(session)
-    if device.type == "cuda" and provider != CUDA:
+    if on_gpu and provider != CUDA:
         log.warning("%s runs on the CPU (%s) although a GPU was asked for: encoding will be slow.", path.name, provider)
     else:
         log.info("%s runs with %s.", path.name, provider)

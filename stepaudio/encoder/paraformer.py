@@ -123,6 +123,7 @@ class LinguisticEncoder:
         funasr: FunasrModel | None = None,
     ) -> None:
         self.device, self.dtype, self.funasr = device, dtype, funasr
+        self.config = network.config
         self._fbank = fbank
         self._network = network.to(device, dtype).eval()
         # Distances in float64: rounding (or TF32) must not decide between two centroids that are nearly as close.
@@ -138,8 +139,16 @@ class LinguisticEncoder:
     def encode(self, samples: FloatArray) -> IntArray:
         """Return the codes, int64 (n,), of 16 kHz ``samples``, at 16.67 a second; too short a sound has none."""
         with torch.inference_mode():
-            frames = self._run(samples).double()
-            codes: IntArray = (self._half_norms - frames @ self._centroids.T).argmin(dim=1).cpu().numpy()
+            return self._nearest(self._run(samples))
+
+    def nearest(self, frames: FloatArray) -> IntArray:
+        """Return the codes, int64 (n,), of output frames (n, D)."""
+        with torch.inference_mode():
+            return self._nearest(torch.from_numpy(frames).to(self.device))
+
+    def _nearest(self, frames: torch.Tensor) -> IntArray:
+        # |frame - centroid|^2 without |frame|^2, halved: what is left decides which is nearest.
+        codes: IntArray = (self._half_norms - frames.double() @ self._centroids.T).argmin(dim=1).cpu().numpy()
         return codes
 
     def _run(self, samples: FloatArray) -> torch.Tensor:

@@ -92,7 +92,7 @@ def write_encoder(folder: Path, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_paraformer(folder / FUNASR_FOLDER, seed)
     np.save(folder / "linguistic_tokenizer.npy", _centroids(folder / FUNASR_FOLDER, seed))
-    _write_s3(folder / "speech_tokenizer_v1.onnx", seed)
+    write_s3(folder / "speech_tokenizer_v1.onnx", seed)
 
 
 def write_paraformer(folder: Path, seed: int) -> None:
@@ -143,7 +143,7 @@ def _configuration() -> dict[str, object]:
     }
 
 
-def _sound(seconds: float, seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def synthetic_sound(seconds: float, seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return 16 kHz sound, a random mix of gliding harmonics and noise every quarter second."""
     rng = np.random.default_rng(seed)
     pieces, length = int(seconds * 4), 4000
@@ -171,13 +171,13 @@ def _centroids(folder: Path, seed: int) -> FloatArray:
         device=_CPU,
         dtype=torch.float64,
     )
-    sound = cast(FloatArray, _sound(LINGUISTIC_CODES * 0.06 + 1, seed))
+    sound = cast(FloatArray, synthetic_sound(LINGUISTIC_CODES * 0.06 + 1, seed))
     frames = encoder.frames(sound)[-LINGUISTIC_CODES:]
     rounded: FloatArray = (np.round(frames * 1024) / 1024).astype(np.float32)
     return rounded
 
 
-def _write_s3(path: Path, seed: int) -> None:
+def write_s3(path: Path, seed: int) -> None:
     """Write the S3 tokenizer: two strided convolutions to twelve numbers whose signs are the bits of a code."""
     from onnx import TensorProto, helper
 
