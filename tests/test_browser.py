@@ -192,13 +192,13 @@ def test_the_language_can_be_switched_and_follows_the_browser(browser, server, p
 def test_the_cache_is_cleared_only_after_confirmation(page, recordings):
     clone(page, recordings["a"])
     stats = page.locator("#cache-stats")
-    assert " 0 voices" not in stats.inner_text()
+    assert "voices: 0 " not in stats.inner_text()
     page.get_by_role("button", name="Clear the cache").click()
     page.get_by_role("button", name="No, keep it").click()
-    assert " 0 voices" not in stats.inner_text()
+    assert "voices: 0 " not in stats.inner_text()
     page.get_by_role("button", name="Clear the cache").click()
     page.get_by_role("button", name="Yes, clear it").click()
-    stats.get_by_text("0 voices in").wait_for()
+    stats.get_by_text("voices: 0 ").wait_for()
     assert "miss" in clone(page, None, "Once more.")
 
 
