@@ -1,0 +1,71 @@
+# The page and its health checks on port 7860. Needs BuildKit, which Docker has by default since version 23.
+#
+#   docker build -t step-audio-ui-opt:cpu .                   the last stage: no GPU needed
+#   docker build -t step-audio-ui-opt:cuda --target cuda .    for an NVIDIA GPU with driver 580 or newer
+#
+# The image runs alone: without weights mounted at /app/models it uses what the repository brings along.
+
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+# What both images share: everything but the libraries and the source.
+FROM ${PYTHON_IMAGE} AS base
+LABEL org.opencontainers.image.title="step-audio-ui-opt" \
+      org.opencontainers.image.description="Voice cloning and editing with Step-Audio-EditX"
+# ffmpeg reads what soundfile cannot: m4a, which is what phones record, and the sound of videos.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ffmpeg \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin stepaudio \
+    && install --directory --owner=10001 --group=10001 /app/cache
+WORKDIR /app
+# HF_HUB_OFFLINE: nothing is fetched behind the user's back; `python -m stepaudio download` does not go through it.
+# NUMBA_CACHE_DIR: numba, which FunASR imports, wants a writable folder under whatever user the container runs.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONUTF8=1 \
+    GRADIO_ANALYTICS_ENABLED=False \
+    HF_HUB_OFFLINE=1 \
+    NUMBA_CACHE_DIR=/tmp/numba \
+    STEPAUDIO_HOST=0.0.0.0
+EXPOSE 7860
+STOPSIGNAL SIGTERM
+# Ready means: models loaded and warm. Real weights on a slow disk take minutes, hence the start period.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=600s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:' + os.environ.get('STEPAUDIO_PORT', '7860') + '/health/ready', timeout=4)"]
+USER 10001:10001
+CMD ["python", "app.py"]
+
+# The libraries, in a layer that only requirements.txt can change. pip stays behind with its cache.
+FROM ${PYTHON_IMAGE} AS libraries
+ARG PIP_INDEX_URL=https://pypi.org/simple
+ENV PIP_INDEX_URL=${PIP_INDEX_URL} PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+COPY requirements.txt ./
+
+# pip's cache is a mount of the build and no part of any layer, hence the exceptions from DL3042.
+FROM libraries AS libraries-cuda
+# hadolint ignore=DL3042
+RUN --mount=type=cache,target=/var/cache/pip \
+    pip install --requirement requirements.txt
+
+FROM libraries AS libraries-cpu
+ARG TORCH_CPU_INDEX_URL=https://download.pytorch.org/whl/cpu
+# The CPU build first; its version satisfies the pin, so that the second line leaves it alone.
+# hadolint ignore=DL3042
+RUN --mount=type=cache,target=/var/cache/pip \
+    pip install --index-url "${TORCH_CPU_INDEX_URL}" "$(grep --only-matching '^torch==[^ ]*' requirements.txt)" \
+    && pip install --requirement requirements.txt
+
+# The source comes last: a change of it copies nothing else. --chown, because COPY keeps the modes of the checkout,
+# and one made under umask 077 would not be readable.
+FROM base AS cuda
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=libraries-cuda /opt/venv /opt/venv
+COPY --chown=10001:10001 . .
+
+FROM base AS cpu
+COPY --from=libraries-cpu /opt/venv /opt/venv
+COPY --chown=10001:10001 . .
