@@ -12,14 +12,10 @@ import pytest
 import soundfile
 
 from tests.conftest import voice
-from tests.server import Server
+from tests.server import CHROMIUM_FLAGS, Server
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM_FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required"),
-]
 CLONE_SECONDS = 120_000
 
 
