@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sqlite3
 import threading
@@ -111,6 +112,27 @@ def test_a_thread_does_not_wait_longer_than_the_limit(tmp_path: Path) -> None:
         assert 0.2 <= time.monotonic() - start < 1
         assert (outcome.hit, outcome.waited, quick.calls) == (False, True, 1)
         assert not first.result().hit
+
+
+def open_files(folder: Path) -> int:
+    return sum(str(folder) in os.readlink(f"/proc/self/fd/{name}") for name in descriptors())
+
+
+def descriptors() -> list[str]:
+    """Return the open descriptors, less the one that listing them opened."""
+    return [name for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")]
+
+
+def test_threads_that_have_ended_and_a_closed_cache_leave_no_file_open(tmp_path: Path) -> None:
+    cache = EncodingCache(tmp_path, "f", size_limit=LIMIT)
+    cache.get_or_encode(noise(1), CountingEncoder())
+    alone = open_files(tmp_path)
+    assert alone > 0
+    for _ in range(10):
+        at_once(4, lambda n: cache.get_or_encode(noise(n), CountingEncoder()))
+    assert open_files(tmp_path) == alone
+    at_once(4, lambda n: cache.close() if n == 3 else cache.get_or_encode(noise(n), CountingEncoder()))
+    assert open_files(tmp_path) == 0
 
 
 SHARE = """

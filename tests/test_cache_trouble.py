@@ -25,7 +25,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def assert_serves(cache: EncodingCache, seed: int, *, hit: bool, within: float = 1.5) -> None:
+def assert_serves(cache: EncodingCache, seed: int, *, hit: bool, within: float = 3) -> None:
     encode = CountingEncoder()
     start = time.monotonic()
     outcome = cache.get_or_encode(noise(seed), encode)
@@ -149,9 +149,9 @@ def test_while_another_process_holds_the_database_hits_work_and_misses_cost_litt
         closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as other,
     ):
         other.execute("BEGIN EXCLUSIVE")
-        assert_serves(cache, 1, hit=True, within=0.2)
+        assert_serves(cache, 1, hit=True, within=0.8)
         assert_serves(cache, 2, hit=False)
-        assert_serves(cache, 3, hit=False, within=0.2)
+        assert_serves(cache, 3, hit=False, within=0.8)
         stats = cache.stats()
         assert stats.problem is not None
         assert "locked" in stats.problem
@@ -170,7 +170,7 @@ def test_a_database_that_nobody_else_may_even_read_costs_a_second_and_not_a_minu
         other.execute("BEGIN EXCLUSIVE")
         start = time.monotonic()
         with EncodingCache(tmp_path, "f", size_limit=LIMIT) as cache:
-            assert time.monotonic() - start < 1.5
+            assert time.monotonic() - start < 3
             assert_serves(cache, 1, hit=False)
             assert_serves(cache, 2, hit=False)
             assert not cache.stats().writable

@@ -57,7 +57,7 @@ class FolderKeeper:
             self.reject(key, str(error))
         except STORAGE_ERRORS as error:
             if store is not None:
-                self._failed(error, lost=True)
+                self._failed(error, store, lost=True)
         return None
 
     def note_use(self, key: str) -> None:
@@ -113,7 +113,7 @@ class FolderKeeper:
             try:
                 entries = store.entries()
             except STORAGE_ERRORS as error:
-                self._failed(error, lost=True)
+                self._failed(error, store, lost=True)
         return entries, sum(_size(path) for path in self.folder.glob(DBNAME + "*"))
 
     def check(self) -> None:
@@ -158,7 +158,7 @@ class FolderKeeper:
         try:
             self._store, rejected = open_store(self.folder, self._size_limit)
         except STORAGE_ERRORS as error:
-            self._failed(error, lost=True)
+            self._failed(error, None, lost=True)
             return
         if rejected is not None:
             log.warning(
@@ -178,7 +178,7 @@ class FolderKeeper:
             try:
                 _probe(self.folder)
             except OSError as error:
-                self._failed(error, lost=False)
+                self._failed(error, self._store, lost=False)
                 return None
             store = self._opened()
             if store is not None:
@@ -192,14 +192,15 @@ class FolderKeeper:
             return store
 
     def _write_failed(self, store: Store, error: Exception) -> None:
-        # Reading may still work, but this thread's connection may hold a half-done transaction.
+        # Reading may still work, but the connection may hold a half-done transaction.
         store.close()
-        self._failed(error, lost=False)
+        self._failed(error, store, lost=False)
 
-    def _failed(self, error: Exception, *, lost: bool) -> None:
+    def _failed(self, error: Exception, store: Store | None, *, lost: bool) -> None:
         """Say once what is wrong and when to try again; ``lost``: the store cannot even be read."""
         with self._mutex:
-            store = self._store
+            if store is not self._store:
+                return  # another thread has closed or replaced it meanwhile
             if store is not None and is_damage(error):
                 self._close_store()
                 try:
@@ -228,7 +229,7 @@ class FolderKeeper:
 
     def _close_store(self) -> None:
         if self._store is not None:
-            self._store.close()
+            self._store.retire()
             self._store = None
 
 

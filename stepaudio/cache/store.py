@@ -22,6 +22,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,7 +33,7 @@ from diskcache.core import DBNAME, ENOVAL, MODE_RAW, UNKNOWN
 
 from stepaudio.cache.container import MAX_BYTES
 
-LOCK_SECONDS = 0.5
+LOCK_SECONDS = 1.0
 # The index of the write-ahead log and the counters lie beside the database and count, too.
 _BESIDE_BYTES = 40 * 1024
 
@@ -101,19 +102,31 @@ class BytesDisk(diskcache.Disk):
 
 
 class Store(diskcache.Cache):
-    """The open database. Raises sqlite3.Error, diskcache.Timeout or OSError; FolderKeeper turns those into misses."""
+    """The open database, for all threads.
+
+    Raises sqlite3.Error, diskcache.Timeout or OSError, which FolderKeeper turns into misses.
+    """
 
     def __init__(self, folder: Path, size_limit: int) -> None:
         self.database = folder / DBNAME
         self._limit = size_limit - _BESIDE_BYTES
-        super().__init__(str(folder), timeout=LOCK_SECONDS, disk=BytesDisk, **SETTINGS)
-        self._identity = _identity(self.database)
-        with self.transact():
-            self._evict()
+        self._guard = threading.RLock()
+        self._open_con: sqlite3.Connection | None = None
+        self._pid = os.getpid()
+        self._retired = False
+        try:
+            super().__init__(str(folder), timeout=LOCK_SECONDS, disk=BytesDisk, **SETTINGS)
+            self._identity = _identity(self.database)
+            with self.transact():
+                self._evict()
+        except (sqlite3.Error, diskcache.Timeout, OSError):
+            self.close()
+            raise
 
     def fetch(self, key: str) -> bytes | None:
         """Return the value, or None; writes nothing. Raises ForeignData for a row that is not ours."""
-        return bytes_of(self._sql(FETCH, (MAX_BYTES, key)).fetchall())
+        with self._guard:
+            return bytes_of(self._sql(FETCH, (MAX_BYTES, key)).fetchall())
 
     def store(self, key: str, value: bytes, used: Iterable[str] = ()) -> None:
         """Store the value as the most recently used, after the keys in ``used``; evict until the bytes fit.
@@ -122,33 +135,42 @@ class Store(diskcache.Cache):
         """
         if len(value) + _EMPTY_BYTES > self._limit:
             raise OSError(errno.EFBIG, f"an entry has {len(value)} bytes, and its limit is {self._limit}")
-        with self.transact():
-            self._touch(used)
-            self.set(key, value)
-            self._touch([key])
-            self._evict()
-        self._shrink()
+        with self._guard:
+            with self.transact():
+                self._touch(used)
+                self.set(key, value)
+                self._touch([key])
+                self._evict()
+            self._shrink()
 
     def touch_all(self, used: Iterable[str]) -> None:
         """Note that these keys were used, in this order."""
-        with self.transact():
+        with self._guard, self.transact():
             self._touch(used)
 
     def drop(self, key: str) -> None:
         """Remove the row of this key, whatever it holds."""
-        with self.transact():
+        with self._guard, self.transact():
             self._sql("DELETE FROM Cache WHERE key = ? AND raw = 1", (key,))
 
     def empty(self) -> int:
         """Remove all rows and give their bytes back; return how many there were."""
-        count = int(self.clear())
-        self._shrink()
-        return count
+        with self._guard:
+            count = int(self.clear())
+            self._shrink()
+            return count
 
     def entries(self) -> int:
         """Return the number of rows."""
-        ((count,),) = self._sql("SELECT COUNT(*) FROM Cache").fetchall()
-        return int(count)
+        with self._guard:
+            ((count,),) = self._sql("SELECT COUNT(*) FROM Cache").fetchall()
+            return int(count)
+
+    def retire(self) -> None:
+        """Close for good: a thread that comes too late gets an sqlite3.Error."""
+        with self._guard:
+            self._retired = True
+            self.close()
 
     def in_place(self) -> bool:
         """Return whether the file that is open still lies in the folder (a removed one could be written for ever)."""
@@ -167,9 +189,14 @@ class Store(diskcache.Cache):
     def _shrink(self) -> None:
         """Move the write-ahead log into the database and cut it to nothing, so that the bytes on the disk hold too.
 
-        It is left for the next time where another process reads just now. This costs two fsyncs, beside an encoding.
+        It is left for the next time where another process is busy just now: waiting for readers would keep all other
+        writers out meanwhile. This costs two fsyncs, beside an encoding.
         """
-        self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._sql("PRAGMA busy_timeout = 0")
+        try:
+            self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            self._sql(f"PRAGMA busy_timeout = {int(1000 * LOCK_SECONDS)}")
 
     def _used_bytes(self) -> int:
         """Return the size that the file has after the commit, when auto_vacuum has cut the free pages off."""
@@ -186,16 +213,33 @@ class Store(diskcache.Cache):
 
     @property
     def _con(self) -> sqlite3.Connection:
-        """The connection of this thread and process; a new one gets our pragmas, not those of the Settings table."""
-        local = self._local
-        if getattr(local, "pid", None) != os.getpid():
-            self.close()
-            local.pid = os.getpid()
-        if getattr(local, "con", None) is None:
-            local.con = sqlite3.connect(self.database, timeout=self._timeout, isolation_level=None)
-            for name, value in _CONNECTION_PRAGMAS.items():
-                local.con.execute(f"PRAGMA {name} = {value}")
-        return local.con
+        """The one connection of this process, with our pragmas and not those of the Settings table.
+
+        diskcache has one for each thread, which stays open until the garbage collector comes by. A hit takes it for
+        0.2 ms, so that threads may share it.
+        """
+        if self._pid != os.getpid():  # after a fork the parent's connection is not ours to use
+            self._open_con, self._pid = None, os.getpid()
+        if self._open_con is None:
+            if self._retired:
+                raise sqlite3.ProgrammingError("the cache database was closed")
+            self._open_con = sqlite3.connect(
+                self.database, timeout=self._timeout, isolation_level=None, check_same_thread=False
+            )
+            try:
+                for name, value in _CONNECTION_PRAGMAS.items():
+                    self._open_con.execute(f"PRAGMA {name} = {value}")
+            except sqlite3.Error:
+                self.close()
+                raise
+        return self._open_con
+
+    def close(self) -> None:
+        """Close the connection, which rolls a half-done transaction back; the next call opens another one."""
+        with self._guard:
+            if self._open_con is not None:
+                self._open_con.close()
+                self._open_con = None
 
     @property
     def _sql_retry(self) -> Callable[..., sqlite3.Cursor]:
