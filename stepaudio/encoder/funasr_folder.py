@@ -48,6 +48,7 @@ _SUPPORTED = {
     "encoder_conf.selfattention_layer_type": "sanm",
     "frontend_conf.fs": 16000,
 }
+_MAY_BE_LEFT_OUT = {"frontend_conf.fs"}  # funasr's own default is the one that is needed
 _BUILD_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -133,11 +134,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise WeightsError(f"The file {CONFIG} in {folder} cannot be read: {error}.") from error
+        what = " ".join(str(error).split())  # yaml's messages run over several lines
+        raise WeightsError(f"The file {CONFIG} in {folder} cannot be read: {what}.") from error
     for path, wanted in _SUPPORTED.items():
         value: Any = config
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
+        if value is None and path in _MAY_BE_LEFT_OUT:
+            continue
         if value != wanted:
             raise WeightsError(
                 f"The file {CONFIG} in {folder} describes another model: {path} is {value!r}, {wanted!r} is needed."
