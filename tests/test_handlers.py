@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import logging
+import re
+import threading
 
 import numpy as np
 import pytest
 import soundfile
 
+from stepaudio.log import TextFormatter
 from stepaudio.queue import JobQueue
 from stepaudio.service import Service
 from stepaudio.settings import Settings
@@ -198,3 +203,34 @@ def test_the_block_of_a_request_stands_in_the_log_under_its_id(service, good, ca
     assert blocks[1].startswith("✅ FunASR cache HIT! Total: ")
     assert all(len(block.splitlines()) <= 20 for block in blocks)
     assert "the words" not in caplog.text  # no text of a user in the log
+
+
+def test_blocks_of_two_parallel_requests_are_contiguous(service, good, tmp_path, monkeypatch, caplog):
+    """With two workers, so that two requests really run and finish beside each other."""
+    other = tmp_path / "other.wav"
+    soundfile.write(other, voice(1.2, pitch=200.0).samples, 24000)
+    both = JobQueue(limit=8, workers=2)
+    monkeypatch.setattr(service, "queue", both)
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(TextFormatter())
+    logger = logging.getLogger("stepaudio")
+    logger.addHandler(handler)
+    caplog.set_level(logging.INFO, logger="stepaudio")
+    try:
+        threads = [
+            threading.Thread(target=lambda path=path: [clone(service, path).wav for _ in range(4)])
+            for path in (good, other)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        logger.removeHandler(handler)
+        both.close()
+    lines = [line for line in stream.getvalue().splitlines() if "runs with" not in line]
+    ids = [re.search(r"\[(\w+)\]", line).group(1) for line in lines]
+    changes = sum(a != b for a, b in itertools.pairwise(ids))
+    assert len(set(ids)) == 8
+    assert changes == 7  # each id's lines stand together

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import pytest
 
@@ -40,11 +39,6 @@ def test_every_setting_has_a_flag_and_a_row_in_the_table():
     for name in Settings.model_fields:
         assert f"--{name.replace('_', '-')}" in text
         assert f"`STEPAUDIO_{name.upper()}`" in table
-
-
-def test_the_readme_holds_the_table_of_the_settings():
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert markdown_table() in readme
 
 
 def test_an_unknown_variable_is_an_error_that_names_it(monkeypatch):

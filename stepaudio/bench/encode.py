@@ -11,6 +11,7 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -174,6 +175,8 @@ def _conditions(threads: int, runs: int, ours: LinguisticEncoder) -> dict[str, A
 
     config = ours.config
     return {
+        "command": f"python -m stepaudio bench encode --runs {runs}",
+        "commit": _commit(),
         "cpu": _cpu_model(),
         "cores": cpu_count(),
         "threads": threads,
@@ -182,6 +185,16 @@ def _conditions(threads: int, runs: int, ours: LinguisticEncoder) -> dict[str, A
         "runs": runs,
         "encoder": f"{config.blocks} blocks, width {config.size}, {config.heads} heads, {config.linear_units} units",
     }
+
+
+def _commit() -> str:
+    """Return the commit that is measured, or "unknown" outside a checkout."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 def _cpu_model() -> str:

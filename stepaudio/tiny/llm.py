@@ -18,6 +18,7 @@ from stepaudio.tokens import AUDIO_NUMBERS
 
 SHARD = "model-00001.safetensors"
 
+_END = 3
 _CONTROL = {0: "<unk>", 1: "<s>", 2: "</s>", 3: "<|EOT|>", 4: "<|BOT|>"} | {
     31: "<audio_start>",
     32: "<audio_end>",
@@ -46,8 +47,8 @@ _EMBEDDING_STD = 1.0
 def write_llm(folder: Path, seed: int) -> None:
     """Write config.json, one shard with its index, tokenizer.model and tokenizer_config.json into ``folder``.
 
-    The same seed gives the same bytes. The network draws nearly evenly from what is legal, so it ends by itself
-    only after some hundred ids, by chance: usually the cap of new ids ends it.
+    The same seed gives the same bytes. The network draws nearly evenly from what is legal. Its end id always scores
+    0, which is never among the best fifty, so that with the usual top_k the cap of new ids ends it.
     """
     vocabulary = _write_tokenizer(folder)
     config = {
@@ -55,7 +56,7 @@ def write_llm(folder: Path, seed: int) -> None:
         "model_type": "step1",
         "bos_token_id": 1,
         "pad_token_id": 0,
-        "eos_token_id": 3,
+        "eos_token_id": _END,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_attention_heads": 8,
@@ -71,6 +72,7 @@ def write_llm(folder: Path, seed: int) -> None:
         shapes = {name: value.shape for name, value in Step1ForCausalLM(Step1Config(**config)).state_dict().items()}
     generator = torch.Generator().manual_seed(seed)
     state = {name: _random(name, shape, generator) for name, shape in shapes.items()}
+    state["lm_head.weight"][_END] = 0.0
     save_file(state, folder / SHARD, metadata={"format": "pt"})
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(state, SHARD)}
