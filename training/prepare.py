@@ -1,4 +1,4 @@
-"""Prepare the data: ``python -m training.prepare {hibari,disguised,kokoro,recordings} --work W --speech S ...``.
+"""Prepare the data: ``python -m training.prepare PART --work W --speech S``, a part being a set of clips.
 
 Every part writes numbered shards (shards.py) under the work folder and may be killed at any time: the same command
 goes on with the first missing shard. Clip n of a set depends on n and the seed alone, wherever a run began.
@@ -20,7 +20,7 @@ import soxr
 
 from training.shards import Clip, is_whole, read_shard_records, write_shard
 from training.teachers import RATE, Disguise, Hibari, Kokoro
-from training.texts import recordings, training_texts
+from training.texts import held_out, recordings, training_texts
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,27 @@ def kokoro_clips(numbers: range, texts: list[str], phonemes: Callable[[str], str
         )
 
 
+def held_out_clips(hibari: Hibari, kokoro: Kokoro) -> Iterator[Clip]:
+    """Yield the held-out texts, by hibari and by mixed voices that are no training voices; for judging alone."""
+    for number, text in enumerate(held_out().texts):
+        spoken = hibari.say(text, 1.0, number)
+        yield Clip(
+            f"heldout-hibari-{number:02d}", "hibari", spoken.samples, RATE, "en", text, spoken.phones, spoken.bounds
+        )
+        speaker = MIXTURES + number % 10
+        spoken = kokoro.say(hibari.phonemes(text), mixture_of(speaker, list(kokoro.packs)), 1.0)
+        yield Clip(
+            f"heldout-kokoro-{number:02d}",
+            f"kokoro-{speaker}",
+            spoken.samples,
+            RATE,
+            "en",
+            text,
+            spoken.phones,
+            spoken.bounds,
+        )
+
+
 def recording_clips(rows: list[dict[str, str]], speech: Path, phonemes: Callable[[str], str] | None) -> Iterator[Clip]:
     """Yield recordings at 16 kHz, or 24 kHz where the original had more; English ones with phonemes of their text."""
     tars: dict[str, tarfile.TarFile] = {}
@@ -157,10 +178,10 @@ def _cased(text: str) -> str:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("hibari", "disguised", "kokoro", "recordings"))
+    parser.add_argument("part", choices=("hibari", "disguised", "kokoro", "recordings", "heldout"))
     parser.add_argument("--work", type=Path, required=True, help="folder for everything derived")
     parser.add_argument("--speech", type=Path, required=True, help="folder of the recordings, with index.tsv")
-    parser.add_argument("--voices", type=Path, help="kokoro-js-1.2.1.tgz (kokoro only)")
+    parser.add_argument("--voices", type=Path, help="kokoro-js-1.2.1.tgz (kokoro, heldout)")
     parser.add_argument("--hours", type=float, default=1000.0, help="stop when so much sound exists")
     parser.add_argument("--threads", type=int, default=1, help="threads (kokoro only)")
     options = parser.parse_args()
@@ -181,6 +202,10 @@ def main() -> None:
             lambda numbers: recording_clips([rows[n] for n in numbers], options.speech, hibari.phonemes),
             options.hours,
         )
+        return
+    if options.part == "heldout":
+        kokoro = Kokoro(options.voices, options.threads)
+        run(folder, 1, 1, lambda numbers: held_out_clips(hibari, kokoro), options.hours)
         return
     texts = training_texts(index, SEED)
     if options.part == "kokoro":

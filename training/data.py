@@ -1,0 +1,130 @@
+"""What the trainers read: filterbanks of every clip, made once, as the product's front end makes them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stepaudio import audio, torchaudio_compat
+from stepaudio.encoder.paraformer import FULL_SCALE
+from stepaudio.types import Waveform
+from training.shards import ClipRecord, read_samples, read_shard_records, shard_paths
+
+log = logging.getLogger(__name__)
+
+RATE = 16000
+WINDOW = 3840
+"""Samples of one window of the linguistic encoder: clips are padded to whole windows."""
+
+BINS, STACK, STRIDE = 80, 7, 6
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A clip ready for training.
+
+    bank: float16 (F, 80), Kaldi's log filterbank, F = 6 * frames - 2 for ``frames`` stacked ones, a multiple of 4.
+    offset: where the bank begins in the clip, in samples at 16 kHz (the silence that was cut off; may be negative).
+    """
+
+    record: ClipRecord
+    bank: np.ndarray
+    offset: int
+
+    @property
+    def frames(self) -> int:
+        """Stacked frames, 16.67 a second."""
+        return (len(self.bank) + 2) // STRIDE
+
+
+def heard(samples: np.ndarray, rate: int) -> tuple[np.ndarray, int]:
+    """Return what the code encoders hear of a clip, padded with zeros to whole windows, and where it begins.
+
+    These are the product's own steps (stepaudio.audio); the beginning is in samples at 16 kHz of the clip.
+    """
+    limited = audio.limit_peak(Waveform(samples, rate))
+    loud = audio.normalize_peak(audio.resample(limited, RATE).samples)
+    kept = audio.trim_silence(loud)
+    padded = np.pad(kept, (0, -len(kept) % WINDOW)).astype(np.float32)
+    return padded, audio.loud_range(loud)[0] - audio.KEEP_BEFORE
+
+
+def filterbank(samples: np.ndarray) -> torch.Tensor:
+    """Return Kaldi's log filterbank, float32 (F, 80), as the front end of stepaudio.encoder.paraformer computes it."""
+    bank: torch.Tensor = torchaudio_compat.kaldi().fbank(
+        torch.from_numpy(samples)[None] * FULL_SCALE,
+        num_mel_bins=BINS,
+        frame_length=25,
+        frame_shift=10,
+        dither=0.0,
+        energy_floor=0.0,
+        window_type="hamming",
+        sample_frequency=RATE,
+    )
+    return bank
+
+
+def stacked(bank: torch.Tensor) -> torch.Tensor:
+    """Return the stacked frames, (frames, 560), of a whole clip's filterbank (F, 80)."""
+    padded = torch.cat((bank[:1].expand((STACK - 1) // 2, -1), bank))
+    return padded.unfold(0, STACK, STRIDE).transpose(1, 2).flatten(1)
+
+
+def cache_banks(shards: Path, cache: Path, numbers: Sequence[int] | None = None) -> int:
+    """Write the filterbanks of every whole shard that has none yet; return how many were made. Survives a kill."""
+    cache.mkdir(parents=True, exist_ok=True)
+    made = 0
+    for index in sorted(shards.glob("shard-*.jsonl")):
+        number = int(index.stem.removeprefix("shard-"))
+        path = shard_paths(cache, number)[0]
+        if path.is_file() or (numbers is not None and number not in numbers):
+            continue
+        banks, places = [], []
+        for record in read_shard_records(shards, number):
+            samples, offset = heard(read_samples(shards, number, record), record.rate)
+            bank = filterbank(samples).clamp(min=-15).half().numpy()
+            banks.append(bank)
+            places.append((len(bank), offset))
+        partial = path.with_suffix(".part")
+        np.save(partial.with_suffix(".places.npy"), np.asarray(places, np.int64))
+        partial.with_suffix(".places.npy").replace(path.with_suffix(".places.npy"))
+        with partial.open("wb") as file:
+            np.save(file, np.concatenate(banks))
+        partial.replace(path)
+        made += 1
+        if made % 10 == 0:
+            log.info("%s: %d shards of filterbanks made", cache.name, made)
+    return made
+
+
+def read_examples(shards: Path, cache: Path) -> Iterator[Example]:
+    """Yield the examples of a set, as far as its filterbanks were made; they are read when used (memory-mapped)."""
+    for path in sorted(cache.glob("shard-?????.npy")):
+        number = int(path.stem.removeprefix("shard-"))
+        flat = np.load(path, mmap_mode="r", allow_pickle=False)
+        place = 0
+        records = read_shard_records(shards, number)
+        places = np.load(path.with_suffix(".places.npy"), allow_pickle=False)
+        for record, (count, offset) in zip(records, places, strict=True):
+            yield Example(record, flat[place : place + count], int(offset))
+            place += int(count)
+
+
+def batches(lengths: Sequence[int], most: int, seed: int, epoch: int) -> list[list[int]]:
+    """Return the clips of every batch of an epoch: of like length, ``most`` frames together, in random order."""
+    rng = np.random.default_rng([seed, epoch])
+    rough = np.asarray(lengths) * rng.uniform(0.9, 1.1, len(lengths))
+    found: list[list[int]] = [[]]
+    filled = 0
+    for clip in np.argsort(rough, kind="stable"):
+        if found[-1] and filled + lengths[clip] > most:
+            found.append([])
+            filled = 0
+        found[-1].append(int(clip))
+        filled += lengths[clip]
+    return [found[place] for place in rng.permutation(len(found))]

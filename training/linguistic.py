@@ -1,0 +1,280 @@
+"""Train mini's linguistic encoder: ``python -m training.linguistic {banks,train,evaluate,export} --work W``.
+
+A SANMEncoderChunkOpt, as FunASR has it, learns phonemes through the window-parallel pass: where a teacher told the
+alignment, every 30 ms is labelled and the loss is cross-entropy; for recordings it is CTC. Each output frame (60 ms)
+answers twice. Then k-means gives the 1024 centroids, and all is written as the FunASR folder of the product.
+Training goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stepaudio.encoder.sanm import SanmConfig, SanmEncoder
+from training.data import BINS, RATE, STACK, STRIDE, Example, batches, cache_banks, read_examples, stacked
+from training.judges import errors
+from training.phones import CLASSES, classes, collapsed, frame_labels
+from training.texts import held_out
+from training.windows import encode_together
+
+log = logging.getLogger(__name__)
+
+CONFIG = SanmConfig(
+    input_size=BINS * STACK,
+    size=192,
+    heads=4,
+    linear_units=640,
+    blocks=5,
+    kernel_size=11,
+    left_context=5,
+    norm_eps=1e-12,
+)
+ANSWERS = 2
+"""Decisions in one output frame of 60 ms."""
+
+SETS = ("hibari", "disguised", "kokoro", "recordings")
+LONGEST = 400
+"""Output frames of the longest clip that is trained on (24 s)."""
+
+BATCH_FRAMES = 2400
+STEPS, WARM_UP, RATE_OF_LEARNING = 6000, 200, 1.5e-3
+SEED = 1
+SAVE_EVERY = 200
+STATISTICS_CLIPS = 2000
+
+
+class Recogniser(nn.Module):
+    """The encoder and a linear layer that reads phonemes off it; the layer is thrown away afterwards."""
+
+    def __init__(self, config: SanmConfig, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+        super().__init__()
+        self.encoder = SanmEncoder(config)
+        self.reader = nn.Linear(config.size, ANSWERS * CLASSES)
+        self.dropout = nn.Dropout(0.1)
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", deviation)
+
+    def frames(self, banks: list[torch.Tensor]) -> torch.Tensor:
+        """Return the encoder's output frames, (sum of n, size), of filterbanks (F, 80)."""
+        clips = [stacked((bank - self.mean) / self.deviation) for bank in banks]
+        return encode_together(self.encoder, clips)
+
+    def forward(self, banks: list[torch.Tensor]) -> torch.Tensor:
+        """Return logits, (sum of 2 n, CLASSES)."""
+        return self.reader(self.dropout(self.frames(banks))).unflatten(-1, (ANSWERS, CLASSES)).flatten(0, 1)
+
+
+def augmented(bank: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return a filterbank as another microphone and room might give it: tilt, noise, holes in time and frequency."""
+
+    def draw(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    bins = torch.linspace(-1, 1, BINS)
+    bank = bank + draw(-1.5, 1.0) + draw(-1.2, 1.2) * bins + draw(-0.6, 0.6) * torch.cos(math.pi * draw(1, 4) * bins)
+    if draw(0, 1) < 0.5:
+        noise = draw(3.0, 11.0) + draw(-1.5, 1.5) * bins + 0.5 * torch.randn(bank.shape, generator=generator)
+        bank = torch.logaddexp(bank, noise)
+    bank = bank.clone()
+    level = float(bank.mean())
+    for _ in range(2):
+        width, start = int(draw(0, 12)), int(draw(0, BINS - 12))
+        bank[:, start : start + width] = level
+    for _ in range(len(bank) // 200):
+        width, start = int(draw(0, 12)), int(draw(0, len(bank) - 12))
+        bank[start : start + width] = level
+    return bank
+
+
+def labels_of(example: Example) -> np.ndarray:
+    """Return the label of every answer, int64 (2 * frames,); all IGNORED where there is no alignment."""
+    record = example.record
+    step = STRIDE * RATE / 100 / ANSWERS  # samples at 16 kHz of one answer
+    centres = (np.arange(example.frames * ANSWERS) + 0.5) * step + example.offset
+    bounds = np.asarray(record.bounds) * (RATE / record.rate)
+    return frame_labels(record.phones if record.bounds else "", bounds, centres)
+
+
+def loss_of(logits: torch.Tensor, examples: list[Example]) -> torch.Tensor:
+    """Return the mean loss of an answer: cross-entropy where aligned, CTC where there is a text alone."""
+    places = np.cumsum([0, *(example.frames * ANSWERS for example in examples)])
+    aligned = [i for i, example in enumerate(examples) if example.record.bounds]
+    spoken = [i for i, example in enumerate(examples) if not example.record.bounds]
+    total = logits.new_zeros(())
+    scores = logits.float().log_softmax(-1)
+    if aligned:
+        labels = torch.from_numpy(np.concatenate([labels_of(examples[i]) for i in aligned]))
+        chosen = torch.cat([scores[places[i] : places[i + 1]] for i in aligned])
+        total = total + F.nll_loss(chosen, labels, reduction="sum")
+    if spoken:
+        lengths = [int(places[i + 1] - places[i]) for i in spoken]
+        rows = nn.utils.rnn.pad_sequence([scores[places[i] : places[i + 1]] for i in spoken])
+        targets = [classes(examples[i].record.phones) for i in spoken]
+        total = total + 0.3 * F.ctc_loss(
+            rows,
+            torch.tensor([one for target in targets for one in target]),
+            torch.tensor(lengths),
+            torch.tensor([len(target) for target in targets]),
+            reduction="sum",
+            zero_infinity=True,
+        )
+    return total / len(logits)
+
+
+def usable(example: Example, speakers: frozenset[str]) -> bool:
+    """Return whether a clip may be trained on: English with phonemes that fit, of no held-out speaker, not too long."""
+    count = len(classes(example.record.phones))
+    fits = 0 < count <= 0.8 * ANSWERS * example.frames and example.frames <= LONGEST
+    return fits and example.record.speaker not in speakers
+
+
+def read_sets(work: Path, names: tuple[str, ...]) -> list[Example]:
+    """Return the examples of some sets, as far as their filterbanks were made."""
+    return [one for name in names for one in read_examples(work / name, work / "banks" / name)]
+
+
+def statistics(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation, float32 (80,), of the filterbanks."""
+    chosen = examples[:: max(1, len(examples) // STATISTICS_CLIPS)]
+    rows = np.concatenate([np.asarray(one.bank[::7], np.float32) for one in chosen])
+    return torch.from_numpy(rows.mean(0)), torch.from_numpy(rows.std(0))
+
+
+def train(work: Path, out: Path, steps: int, threads: int) -> None:
+    """Train until ``steps`` steps are done, from the last checkpoint if there is one."""
+    torch.set_num_threads(threads)
+    speakers = held_out().speakers
+    examples = [one for one in read_sets(work, SETS) if usable(one, speakers)]
+    log.info("%d clips, %.1f h", len(examples), sum(one.frames for one in examples) * 0.06 / 3600)
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.pt"
+    torch.manual_seed(SEED)
+    state = torch.load(checkpoint, weights_only=True) if checkpoint.is_file() else None
+    mean, deviation = statistics(examples) if state is None else (torch.zeros(BINS), torch.ones(BINS))
+    model = Recogniser(CONFIG, mean, deviation)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE_OF_LEARNING, betas=(0.9, 0.98), weight_decay=0.02)
+    step = 0
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = int(state["step"])
+    log.info("%.2f M parameters in the encoder, from step %d", _millions(model.encoder), step)
+    recent, begun = [], time.perf_counter()
+    order: list[list[int]] = []
+    epoch = int(state["epoch"]) if state is not None else 0
+    while step < steps:
+        if not order:
+            order = batches([one.frames for one in examples], BATCH_FRAMES, SEED, epoch)
+            epoch += 1
+        batch = [examples[i] for i in order.pop()]
+        generator = torch.Generator().manual_seed(step)
+        banks = [augmented(torch.from_numpy(np.asarray(one.bank, np.float32)), generator) for one in batch]
+        for group in optimizer.param_groups:
+            group["lr"] = RATE_OF_LEARNING * schedule(step, steps)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(banks)
+        loss = loss_of(logits, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+        optimizer.step()
+        recent.append(float(loss))
+        step += 1
+        if step % 50 == 0:
+            log.info("step %d epoch %d loss %.3f %.2f s/step", step, epoch, np.mean(recent), _pace(begun, len(recent)))
+            recent, begun = [], time.perf_counter()
+        if step % SAVE_EVERY == 0 or step == steps:
+            partial = checkpoint.with_suffix(".part")
+            content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "epoch": epoch}
+            torch.save(content, partial)
+            partial.replace(checkpoint)
+
+
+def schedule(step: int, steps: int) -> float:
+    """Return the share of the learning rate: up in WARM_UP steps, then a cosine down to 2 %."""
+    if step < WARM_UP:
+        return (step + 1) / WARM_UP
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - WARM_UP) / max(1, steps - WARM_UP))))
+
+
+def load(out: Path) -> Recogniser:
+    """Return the model of the last checkpoint, to be used and not trained."""
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    model = Recogniser(CONFIG, torch.zeros(BINS), torch.ones(BINS))
+    model.load_state_dict(state["model"])
+    return model.eval()
+
+
+def phone_errors(model: Recogniser, examples: list[Example]) -> float:
+    """Return the phone error rate of the best answers, merged, against the phonemes of the texts."""
+    wrong = total = 0
+    with torch.inference_mode():
+        for example in examples:
+            best = model([torch.from_numpy(np.asarray(example.bank, np.float32))]).argmax(-1).tolist()
+            spoken = classes(example.record.phones)
+            wrong += errors([str(one) for one in spoken], [str(one) for one in collapsed(best)])
+            total += len(spoken)
+    return wrong / max(1, total)
+
+
+def evaluate_model(model: Recogniser, work: Path, most: int = 200) -> dict[str, float]:
+    """Return the phone error rate of held-out speakers' recordings and of held-out texts spoken by the teachers."""
+    speakers = held_out().speakers
+    recorded = [one for one in read_sets(work, ("recordings",)) if one.record.speaker in speakers]
+    recorded = [one for one in recorded if one.record.phones and one.frames <= LONGEST]
+    groups = {"held-out speakers": recorded[:: max(1, len(recorded) // most)]}
+    for example in read_sets(work, ("heldout",)):
+        groups.setdefault(f"held-out texts, {example.record.name.split('-')[1]}", []).append(example)
+    return {name: round(phone_errors(model, examples), 4) for name, examples in groups.items()}
+
+
+def _millions(module: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+def _pace(begun: float, steps: int) -> float:
+    return (time.perf_counter() - begun) / max(1, steps)
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("banks", "train", "evaluate", "export"))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--to", type=Path, help="the folder Step-Audio-Tokenizer to write (export)")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    out = options.work / "linguistic"
+    logs = options.work / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=logs / f"linguistic-{options.part}.log", level=logging.INFO, format="%(asctime)s %(message)s"
+    )
+    if options.part == "banks":
+        torch.set_num_threads(1)
+        for name in (*SETS, "heldout"):
+            log.info("%s: %d shards", name, cache_banks(options.work / name, options.work / "banks" / name))
+    elif options.part == "train":
+        train(options.work, out, options.steps, options.threads)
+    elif options.part == "evaluate":
+        torch.set_num_threads(options.threads)
+        log.info("%s", json.dumps(evaluate_model(load(out), options.work)))
+    else:
+        from training.linguistic_export import export
+
+        export(options.work, out, options.to, options.threads)
+
+
+if __name__ == "__main__":
+    main()
