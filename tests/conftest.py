@@ -68,7 +68,7 @@ def make_engine(tiny_weights, tmp_path):
 
     def make(**settings):
         chosen = Settings(**{"weights": str(tiny_weights), "cache_dir": tmp_path / "cache", **settings})
-        engine = load_engine(choose_weights(chosen), chosen, device.choose("cpu"))
+        engine = load_engine(choose_weights(chosen), chosen, device.choose("cpu", chosen.dtype))
         engines.append(engine)
         return engine
 

@@ -110,6 +110,22 @@ def test_a_real_recording_gives_sound_that_can_be_downloaded(page, recordings, t
     assert page.outside() == []  # the page works with no internet
 
 
+def test_the_progress_bar_moves_through_the_stages(page, recordings):
+    upload(page, recordings["a"])
+    page.evaluate(
+        "() => { window.seen = []; new MutationObserver(() => { "
+        "const words = document.querySelector('#result').innerText; window.seen.push(words); })"
+        ".observe(document.querySelector('#result'), {subtree: true, childList: true, characterData: true}); }"
+    )
+    ask(page, "A text that is long enough for some five seconds of sound, so that there is something to see.")
+    page.wait_for_function("() => document.querySelector('#run').innerText.includes('RTF')", timeout=CLONE_SECONDS)
+    seen = "\n".join(page.evaluate("() => window.seen"))
+    assert "Writing speech tokens" in seen
+    percents = [float(number) for number in re.findall(r"([\d.]+)%", seen)]
+    assert len(set(percents)) >= 3
+    assert percents == sorted(percents)
+
+
 def test_the_page_says_plainly_that_tiny_weights_make_noise(page):
     page.locator("#banner").get_by_text("they make noise, not speech").wait_for()
 

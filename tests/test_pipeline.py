@@ -237,6 +237,14 @@ def test_references_of_any_rate_are_accepted(pipeline, rate):
     assert len(result.waveform.samples) > 0
 
 
+def test_the_language_model_runs_in_bfloat16_where_the_settings_say_so(make_engine, reference):
+    engine = make_engine(dtype="bfloat16")
+    assert "language model in bfloat16" in engine.summary
+    result = engine.pipeline.clone(reference, "Hello there.", SEED, **SHORT)
+    assert result.tokens.groups == 5
+    assert np.isfinite(result.waveform.samples).all()
+
+
 def test_warming_touches_neither_the_cache_nor_its_counters(pipeline):
     pipeline.warm()
     stats = pipeline.cache.stats()

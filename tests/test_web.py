@@ -1,0 +1,74 @@
+"""The page's words and tables: complete in both languages, and nothing of a user's becomes markup."""
+
+from __future__ import annotations
+
+import re
+import string
+
+import numpy as np
+import pytest
+
+from stepaudio.types import EncodingTimes, SpeechTokens, Stage, Synthesis, Timings, Waveform
+from stepaudio.web.strings import STRINGS, language_of, say
+from stepaudio.web.tables import run_report
+
+
+def fields(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+def test_both_languages_have_every_string_with_the_same_values_in_it():
+    english, chinese = STRINGS["en"], STRINGS["zh"]
+    assert english.keys() == chinese.keys()
+    for key in english:
+        assert fields(english[key]) == fields(chinese[key]), key
+        assert english[key].strip()
+        assert chinese[key].strip()
+
+
+def test_every_string_is_used_somewhere():
+    from tests.conftest import ROOT
+
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "stepaudio" / "web").glob("*.py"))
+    code = code[: code.index("STRINGS: dict")] + code[code.index("def language_of") :]
+    unused = [
+        key
+        for key in STRINGS["en"]
+        if not re.search(rf"""["']{key}["']""", code) and not re.match("stage_|stopped_", key)
+    ]
+    assert unused == []
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [("zh-CN,zh;q=0.9,en;q=0.8", "zh"), ("ZH", "zh"), ("en-GB,zh;q=0.5", "en"), ("", "en"), ("fr", "en")],
+)
+def test_the_language_follows_the_browser(header, expected):
+    assert language_of(header) == expected
+
+
+def test_values_are_filled_in():
+    assert say("en", "waiting", position=3) == "Waiting: 3 ahead"
+
+
+def synthesis(note: str = "") -> Synthesis:
+    stage = Stage("Clone", 0.5, note=note, children=(Stage("LLM", 0.3), Stage("other", 0.2)))
+    return Synthesis(
+        waveform=Waveform(np.zeros(24000, np.float32), 24000),
+        tokens=SpeechTokens(np.zeros(5, np.int64)),
+        prompt_ids=(),
+        timings=Timings(0.5, (stage,)),
+        encoding=EncodingTimes(True, 0.0, 0.0),
+        seed=5,
+        stopped="end",
+        notices=("<b>notice</b>",),
+    )
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_report_has_a_row_for_each_stage_and_no_foreign_markup(language):
+    html = run_report(synthesis("<script>alert(1)</script>"), language)
+    assert html.count('<tr class="depth-') == 3
+    assert "<script>" not in html
+    assert "<b>" not in html
+    assert say(language, "stopped_end") in html
