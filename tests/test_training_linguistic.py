@@ -12,8 +12,8 @@ import torch
 from stepaudio.encoder.paraformer import load_linguistic
 from stepaudio.encoder.sanm import SanmConfig, SanmEncoder
 from stepaudio.tiny.encoder import FUNASR_FOLDER
-from training import linguistic, linguistic_export
-from training.data import WINDOW, Example, batches, cache_banks, filterbank, heard, read_examples, stacked
+from training import linguistic_export
+from training.data import WINDOW, Example, bank_of, batches, cache_features, filterbank, heard, read_examples, stacked
 from training.linguistic import Recogniser, augmented, labels_of, loss_of, usable
 from training.linguistic_export import assign, k_means, rounded, write_folder
 from training.phones import CLASSES, IGNORED, SILENCE, classes, collapsed, frame_labels
@@ -109,8 +109,8 @@ def test_the_filterbank_stacked_is_what_the_product_hears(tiny_weights: Path) ->
 def test_filterbanks_are_made_once_and_read_in_the_order_of_the_clips(tmp_path: Path) -> None:
     clips = [Clip(f"c{n}", "s", voice(0.5 + 0.3 * n, seed=n).samples, 24000) for n in range(3)]
     write_shard(tmp_path / "clips", 0, clips)
-    assert cache_banks(tmp_path / "clips", tmp_path / "banks") == 1
-    assert cache_banks(tmp_path / "clips", tmp_path / "banks") == 0
+    assert cache_features(tmp_path / "clips", tmp_path / "banks", bank_of) == 1
+    assert cache_features(tmp_path / "clips", tmp_path / "banks", bank_of) == 0
     found = list(read_examples(tmp_path / "clips", tmp_path / "banks"))
     assert [one.record.name for one in found] == ["c0", "c1", "c2"]
     for clip, one in zip(clips, found, strict=True):
@@ -164,8 +164,3 @@ def test_the_export_loads_through_the_product_and_gives_the_frames_of_training(
         frames = model.frames([filterbank(samples)])
     np.testing.assert_allclose(encoder.frames(samples), frames, atol=2e-4)
     np.testing.assert_array_equal(encoder.encode(samples), assign(frames, centroids)[0])
-
-
-def test_the_rate_of_learning_rises_then_falls() -> None:
-    rates = [linguistic.schedule(step, 1000) for step in (0, 100, 200, 600, 1000)]
-    assert rates[0] < rates[1] < rates[2] > rates[3] > rates[4] > 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from stepaudio import audio, torchaudio_compat
+from stepaudio import audio, features, torchaudio_compat
 from stepaudio.encoder.paraformer import FULL_SCALE
 from stepaudio.types import Waveform
 from training.shards import ClipRecord, read_samples, read_shard_records, shard_paths
@@ -28,8 +28,9 @@ BINS, STACK, STRIDE = 80, 7, 6
 class Example:
     """A clip ready for training.
 
-    bank: float16 (F, 80), Kaldi's log filterbank, F = 6 * frames - 2 for ``frames`` stacked ones, a multiple of 4.
-    offset: where the bank begins in the clip, in samples at 16 kHz (the silence that was cut off; may be negative).
+    bank: float16 (F, 80), Kaldi's log filterbank, F = 6 * frames - 2 for ``frames`` stacked ones, a multiple of 4;
+    or Whisper's log-mel (T, 128).
+    offset: where it begins in the clip, in samples at 16 kHz (the silence that was cut off; may be negative).
     """
 
     record: ClipRecord
@@ -75,30 +76,47 @@ def stacked(bank: torch.Tensor) -> torch.Tensor:
     return padded.unfold(0, STACK, STRIDE).transpose(1, 2).flatten(1)
 
 
-def cache_banks(shards: Path, cache: Path, numbers: Sequence[int] | None = None) -> int:
-    """Write the filterbanks of every whole shard that has none yet; return how many were made. Survives a kill."""
+def bank_of(samples: np.ndarray, rate: int) -> tuple[np.ndarray, int]:
+    """Return the filterbank of a clip, float16 (F, 80), over whole windows, and where it begins."""
+    padded, offset = heard(samples, rate)
+    return filterbank(padded).clamp(min=-15).half().numpy(), offset
+
+
+def mel_of(samples: np.ndarray, rate: int) -> tuple[np.ndarray, int]:
+    """Return Whisper's log-mel of what the code encoders hear of a clip, float16 (T, 128), and where it begins."""
+    limited = audio.limit_peak(Waveform(samples, rate))
+    loud = audio.normalize_peak(audio.resample(limited, RATE).samples)
+    mel = features.whisper_log_mel(audio.trim_silence(loud))
+    return mel.T.astype(np.float16), audio.loud_range(loud)[0] - audio.KEEP_BEFORE
+
+
+def cache_features(shards: Path, cache: Path, make: Callable[[np.ndarray, int], tuple[np.ndarray, int]]) -> int:
+    """Write the features of every whole shard that has none yet; return how many were made. Survives a kill.
+
+    make: (samples, rate) -> (features of a clip, where they begin); see bank_of and mel_of.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     made = 0
     for index in sorted(shards.glob("shard-*.jsonl")):
         number = int(index.stem.removeprefix("shard-"))
         path = shard_paths(cache, number)[0]
-        if path.is_file() or (numbers is not None and number not in numbers):
+        if path.is_file():
             continue
-        banks, places = [], []
+        found, places = [], []
         for record in read_shard_records(shards, number):
-            samples, offset = heard(read_samples(shards, number, record), record.rate)
-            bank = filterbank(samples).clamp(min=-15).half().numpy()
-            banks.append(bank)
-            places.append((len(bank), offset))
+            rows, offset = make(read_samples(shards, number, record), record.rate)
+            found.append(rows)
+            places.append((len(rows), offset))
         partial = path.with_suffix(".part")
-        np.save(partial.with_suffix(".places.npy"), np.asarray(places, np.int64))
-        partial.with_suffix(".places.npy").replace(path.with_suffix(".places.npy"))
         with partial.open("wb") as file:
-            np.save(file, np.concatenate(banks))
+            np.save(file, np.asarray(places, np.int64))
+        partial.replace(path.with_suffix(".places.npy"))
+        with partial.open("wb") as file:
+            np.save(file, np.concatenate(found))
         partial.replace(path)
         made += 1
         if made % 10 == 0:
-            log.info("%s: %d shards of filterbanks made", cache.name, made)
+            log.info("%s: %d shards made", cache, made)
     return made
 
 

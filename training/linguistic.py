@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stepaudio.encoder.sanm import SanmConfig, SanmEncoder
-from training.data import BINS, RATE, STACK, STRIDE, Example, batches, cache_banks, read_examples, stacked
+from training.data import BINS, RATE, STACK, STRIDE, Example, bank_of, cache_features, read_examples, stacked
 from training.judges import errors
 from training.phones import CLASSES, classes, collapsed, frame_labels
 from training.texts import held_out
+from training.trainer import Plan, run
 from training.windows import encode_together
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,8 @@ LONGEST = 400
 """Output frames of the longest clip that is trained on (24 s)."""
 
 BATCH_FRAMES = 2400
-STEPS, WARM_UP, RATE_OF_LEARNING = 6000, 200, 1.5e-3
+STEPS, LEARNING_RATE = 6000, 1.5e-3
 SEED = 1
-SAVE_EVERY = 200
 STATISTICS_CLIPS = 2000
 
 
@@ -158,55 +157,19 @@ def train(work: Path, out: Path, steps: int, threads: int) -> None:
     examples = [one for one in read_sets(work, SETS) if usable(one, speakers)]
     log.info("%d clips, %.1f h", len(examples), sum(one.frames for one in examples) * 0.06 / 3600)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "checkpoint.pt"
     torch.manual_seed(SEED)
-    state = torch.load(checkpoint, weights_only=True) if checkpoint.is_file() else None
-    mean, deviation = statistics(examples) if state is None else (torch.zeros(BINS), torch.ones(BINS))
-    model = Recogniser(CONFIG, mean, deviation)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE_OF_LEARNING, betas=(0.9, 0.98), weight_decay=0.02)
-    step = 0
-    if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = int(state["step"])
-    log.info("%.2f M parameters in the encoder, from step %d", _millions(model.encoder), step)
-    recent, begun = [], time.perf_counter()
-    order: list[list[int]] = []
-    epoch = int(state["epoch"]) if state is not None else 0
-    while step < steps:
-        if not order:
-            order = batches([one.frames for one in examples], BATCH_FRAMES, SEED, epoch)
-            epoch += 1
-        batch = [examples[i] for i in order.pop()]
-        generator = torch.Generator().manual_seed(step)
+    model = Recogniser(CONFIG, *statistics(examples))
+    log.info("%.2f M parameters in the encoder", sum(one.numel() for one in model.encoder.parameters()) / 1e6)
+
+    def loss(batch: list[Example], generator: torch.Generator) -> torch.Tensor:
         banks = [augmented(torch.from_numpy(np.asarray(one.bank, np.float32)), generator) for one in batch]
-        for group in optimizer.param_groups:
-            group["lr"] = RATE_OF_LEARNING * schedule(step, steps)
         # The fused attention's backward pass is made for long rows: on windows of 25 it costs half of a step.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             logits = model(banks)
-        loss = loss_of(logits, batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 2.0)
-        optimizer.step()
-        recent.append(loss.item())
-        step += 1
-        if step % 50 == 0:
-            log.info("step %d epoch %d loss %.3f %.2f s/step", step, epoch, np.mean(recent), _pace(begun, len(recent)))
-            recent, begun = [], time.perf_counter()
-        if step % SAVE_EVERY == 0 or step == steps:
-            partial = checkpoint.with_suffix(".part")
-            content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "epoch": epoch}
-            torch.save(content, partial)
-            partial.replace(checkpoint)
+        return loss_of(logits, batch)
 
-
-def schedule(step: int, steps: int) -> float:
-    """Return the share of the learning rate: up in WARM_UP steps, then a cosine down to 2 %."""
-    if step < WARM_UP:
-        return (step + 1) / WARM_UP
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - WARM_UP) / max(1, steps - WARM_UP))))
+    plan = Plan(steps=steps, batch=BATCH_FRAMES, rate=LEARNING_RATE)
+    run(model, examples, [one.frames for one in examples], loss, out / "checkpoint.pt", plan)
 
 
 def load(out: Path) -> Recogniser:
@@ -240,14 +203,6 @@ def evaluate_model(model: Recogniser, work: Path, most: int = 200) -> dict[str, 
     return {name: round(phone_errors(model, examples), 4) for name, examples in groups.items()}
 
 
-def _millions(module: nn.Module) -> float:
-    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
-
-
-def _pace(begun: float, steps: int) -> float:
-    return (time.perf_counter() - begun) / max(1, steps)
-
-
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -266,7 +221,7 @@ def main() -> None:
     if options.part == "banks":
         torch.set_num_threads(1)
         for name in (*SETS, "heldout"):
-            log.info("%s: %d shards", name, cache_banks(options.work / name, options.work / "banks" / name))
+            log.info("%s: %d shards", name, cache_features(options.work / name, options.work / "banks" / name, bank_of))
     elif options.part == "train":
         train(options.work, out, options.steps, options.threads)
     elif options.part == "evaluate":

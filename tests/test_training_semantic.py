@@ -1,0 +1,119 @@
+"""Training of the semantic tokenizer: the bottleneck, the labels, and an export that the product loads."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stepaudio import audio
+from stepaudio.encoder.s3 import SemanticEncoder
+from training.data import Example, mel_of
+from training.phones import IGNORED, SILENCE, classes
+from training.semantic import (
+    LEVELS,
+    WIDTH,
+    Bottleneck,
+    Teacher,
+    augmented,
+    export,
+    gathered,
+    labels_of,
+    loss_of,
+    loudness,
+    usable,
+)
+from training.shards import ClipRecord
+
+from .conftest import voice
+
+
+def example(frames: int, phones: str = "", bounds: tuple[int, ...] = ()) -> Example:
+    mel = np.random.default_rng(frames).uniform(-1, 1.5, (frames, 128)).astype(np.float16)
+    return Example(ClipRecord("n", "s", 0, 16000, 16000, "en", "text", phones, bounds), mel, 0)
+
+
+def test_every_code_of_the_bottleneck_can_occur_and_none_beyond() -> None:
+    torch.manual_seed(0)
+    bottleneck = Bottleneck()
+    with torch.no_grad():
+        codes = bottleneck.codes(torch.randn(200_000, WIDTH) * 3)
+    assert int(codes.min()) == 0
+    assert int(codes.max()) == math.prod(LEVELS) - 1
+    assert len(codes.unique()) == math.prod(LEVELS)
+
+
+def test_equal_codes_come_out_of_the_bottleneck_equal() -> None:
+    torch.manual_seed(0)
+    bottleneck = Bottleneck()
+    x = torch.randn(3000, WIDTH)
+    with torch.no_grad():
+        codes, out = bottleneck.codes(x), bottleneck(x)
+    first = {int(code): place for place, code in reversed(list(enumerate(codes)))}
+    torch.testing.assert_close(out, torch.stack([out[first[int(code)]] for code in codes]))
+
+
+def test_gradients_pass_the_rounding() -> None:
+    torch.manual_seed(0)
+    model = Teacher()
+    batch = [example(80, "hɛlO", (0, 3000, 6000, 9000, 12000)), example(101, "hɛlO")]
+    clean = [torch.from_numpy(one.bank.astype(np.float32)) for one in batch]
+    logits, loud = model(*gathered(clean))
+    loss_of(logits, loud, batch, clean).backward()
+    assert [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()] == []
+
+
+def test_a_clip_beside_a_longer_one_gets_the_codes_that_it_gets_alone() -> None:
+    torch.manual_seed(0)
+    tokenizer = Teacher().tokenizer.eval()
+    mels = [torch.rand(frames, 128) for frames in (57, 200, 130)]
+    with torch.no_grad():
+        together, mask = tokenizer.encode(*gathered(mels))
+        for row, mel in enumerate(mels):
+            alone, _ = tokenizer.encode(*gathered([mel]))
+            assert int(mask[row].sum()) == alone.shape[1] == -(-len(mel) // 4)
+            torch.testing.assert_close(together[row, : alone.shape[1]], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_export_gives_the_product_the_codes_of_training(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Teacher().eval()
+    with pytest.warns(DeprecationWarning, match="legacy"):
+        export(model, tmp_path / "speech_tokenizer_v1.onnx")
+    encoder = SemanticEncoder(tmp_path / "speech_tokenizer_v1.onnx", device=torch.device("cpu"), threads=1)
+    for seconds in (0.5, 1.23, 3.0):
+        sound = voice(seconds)
+        mel, _ = mel_of(sound.samples, sound.sample_rate)
+        with torch.no_grad():
+            codes = model.tokenizer(*gathered([torch.from_numpy(mel.astype(np.float32))]))[0]
+        np.testing.assert_array_equal(encoder.encode_features(mel.T.astype(np.float32)), codes)
+        heard = audio.prepare_for_codes(audio.limit_peak(sound))
+        assert len(encoder.encode(heard)) == len(codes)
+
+
+def test_labels_lie_beside_the_mel_frame_of_their_code() -> None:
+    one = example(8, "d", (0, 480))  # 30 ms: mel frames 0 to 2
+    assert labels_of(one).tolist() == [SILENCE, *classes("d"), SILENCE, SILENCE]
+    assert labels_of(example(8)).tolist() == [IGNORED] * 4
+
+
+def test_loudness_has_a_value_for_each_code_and_no_bias() -> None:
+    level = loudness(torch.rand(57, 128))
+    assert len(level) == 15
+    assert float(level.mean()) == pytest.approx(0, abs=1e-5)
+
+
+def test_held_out_speakers_and_clips_without_phonemes_are_not_trained_on() -> None:
+    assert usable(example(100, "hɛlO"), frozenset())
+    assert not usable(example(100, "hɛlO"), frozenset({"s"}))
+    assert not usable(example(100), frozenset())
+
+
+def test_augmentation_repeats_with_its_seed() -> None:
+    mel = torch.rand(300, 128)
+    one, two = (augmented(mel, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, mel)

@@ -1,0 +1,67 @@
+"""The training loop: a run that was broken off goes on, and the schedule rises and falls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from training.data import Example
+from training.shards import ClipRecord
+from training.trainer import Plan, run, schedule
+
+
+def examples() -> list[Example]:
+    rng = np.random.default_rng(0)
+    record = ClipRecord("n", "s", 0, 1, 16000, "en", "", "", ())
+    return [Example(record, rng.standard_normal((4, 3)).astype(np.float16), 0) for _ in range(12)]
+
+
+def train(checkpoint: Path, steps: int, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    done = []
+
+    def loss(batch: list[Example], generator: torch.Generator) -> torch.Tensor:
+        if stop_at is not None and len(done) == stop_at:
+            raise KeyboardInterrupt
+        done.append(1)
+        rows = torch.from_numpy(np.concatenate([one.bank for one in batch])).float()
+        return (model(rows) - torch.randn(len(rows), 1, generator=generator)).square().mean()
+
+    plan = Plan(steps=steps, batch=8, rate=1e-2, warm_up=4, save_every=1)
+    try:
+        run(model, examples(), [4] * 12, loss, checkpoint, plan)
+    except KeyboardInterrupt:
+        assert stop_at is not None
+    return dict(model.state_dict())
+
+
+def test_a_broken_run_goes_on_from_its_last_step_to_the_end(tmp_path: Path) -> None:
+    train(tmp_path / "broken.pt", 12, stop_at=6)
+    broken = torch.load(tmp_path / "broken.pt", weights_only=True)
+    assert broken["step"] == 6
+    train(tmp_path / "broken.pt", 12)
+    assert torch.load(tmp_path / "broken.pt", weights_only=True)["step"] == 12
+
+
+def test_broken_at_the_end_of_an_epoch_the_result_is_that_of_one_run(tmp_path: Path) -> None:
+    train(tmp_path / "broken.pt", 12, stop_at=6)  # an epoch of 12 clips is 6 batches of 2
+    resumed = train(tmp_path / "broken.pt", 12)
+    whole = train(tmp_path / "whole.pt", 12)
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value)
+
+
+def test_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    first = train(tmp_path / "one.pt", 5)
+    again = train(tmp_path / "one.pt", 5)
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+def test_the_learning_rate_rises_then_falls() -> None:
+    plan = Plan(steps=1000, batch=1, rate=1.0)
+    rates = [schedule(step, plan) for step in (0, 100, 200, 600, 1000)]
+    assert rates[0] < rates[1] < rates[2] > rates[3] > rates[4] > 0

@@ -1,0 +1,334 @@
+"""Train mini's semantic tokenizer: ``python -m training.semantic {mels,train,evaluate,export} --work W``.
+
+The recipe of S3 (Du et al., CosyVoice, arXiv 2407.05407): an encoder that must tell phonemes through a bottleneck of
+discrete codes, 25 a second. The bottleneck is finite scalar quantisation (Mentzer et al., arXiv 2309.15505): no
+codebook, no dead codes. Exported with the signature of speech_tokenizer_v1.onnx; only what stands before the
+bottleneck is exported. Besides phonemes the codes must tell loudness, a part of prosody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stepaudio.features import WHISPER_MELS
+from training.data import RATE, Example, cache_features, mel_of, read_examples
+from training.judges import errors
+from training.phones import CLASSES, classes, collapsed, frame_labels
+from training.texts import held_out
+from training.trainer import Plan, run
+
+log = logging.getLogger(__name__)
+
+WIDTH, HEADS, HIDDEN, KERNEL = 160, 4, 480, 11
+BEFORE, AFTER = 4, 2
+"""Blocks before the bottleneck, which are exported, and after it."""
+
+LEVELS = (8, 5, 5, 5)
+"""Steps of each number of the bottleneck: 1000 codes, which fit into the 4096 that the language model knows."""
+
+SHRINK = 4
+"""Mel frames of 10 ms in one code."""
+
+ANSWERS = 2
+SETS = ("hibari", "disguised", "kokoro", "recordings")
+LONGEST = 2400
+"""Mel frames of the longest clip that is trained on (24 s)."""
+
+BATCH_FRAMES, STEPS, LEARNING_RATE = 12_000, 6000, 1.2e-3
+LOUDNESS_SHARE = 0.2
+SEED = 2
+
+
+class Block(nn.Module):
+    """A pre-norm layer: full attention, a depthwise convolution (which tells places apart), a feed-forward part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(WIDTH) for _ in range(3))
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.near = nn.Conv1d(WIDTH, WIDTH, KERNEL, padding=KERNEL // 2, groups=WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return (B, L, WIDTH) for (B, L, WIDTH); mask: (B, L, 1), 1 where there is sound and 0 beyond its end."""
+        batch, length, _ = x.shape
+        query, key, value = self.qkv(self.norm1(x)).view(batch, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        scores = query @ key.transpose(-1, -2) / math.sqrt(WIDTH // HEADS)
+        weights = (scores - 1e4 * (1 - mask[:, None, None, :, 0])).softmax(-1)
+        x = x + self.dropout(self.out((weights @ value).transpose(1, 2).reshape(batch, length, WIDTH)))
+        x = x + self.near((self.norm2(x) * mask).transpose(1, 2)).transpose(1, 2)
+        return x + self.dropout(self.down(F.gelu(self.up(self.norm3(x)))))
+
+
+class Bottleneck(nn.Module):
+    """Finite scalar quantisation: a few numbers, each rounded to one of a few steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        levels = torch.tensor(LEVELS)
+        self.inside, self.outside = nn.Linear(WIDTH, len(LEVELS)), nn.Linear(len(LEVELS), WIDTH)
+        reach = (levels - 1) * 1.001 / 2
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0)
+        self.register_buffer("reach", reach, persistent=False)
+        self.register_buffer("offset", offset, persistent=False)
+        self.register_buffer("shift", torch.atanh(offset / reach), persistent=False)
+        self.register_buffer("middle", (levels // 2).float(), persistent=False)
+        places = torch.cat((torch.ones(1), levels.float().cumprod(0)[:-1]))
+        self.register_buffer("places", places, persistent=False)
+
+    def steps(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the bounded numbers, (..., 4), before rounding."""
+        return torch.tanh(self.inside(x) + self.shift) * self.reach - self.offset
+
+    def codes(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the codes, int64 (...)."""
+        return ((self.steps(x).round() + self.middle) * self.places).sum(-1).round().long()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what comes out on the other side, (..., WIDTH); gradients pass the rounding unchanged."""
+        steps = self.steps(x.float())
+        return self.outside((steps + (steps.round() - steps).detach()) / self.middle)
+
+
+class Tokenizer(nn.Module):
+    """What is exported: log-mel (B, 128, T) and lengths int32 (B,) to codes int64 (B, ceil(T / 4))."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(WHISPER_MELS, WIDTH, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv1d(WIDTH, WIDTH, 3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(Block() for _ in range(BEFORE))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.bottleneck = Bottleneck()
+
+    def encode(self, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (B, L, WIDTH) before the bottleneck, and its mask (B, L, 1)."""
+        mask = self._mask(mel.shape[2], lengths)
+        x = F.gelu(self.conv1(mel * mask))
+        lengths = (lengths + 1) // 2
+        x = F.gelu(self.conv2(x * self._mask(x.shape[2], lengths)))
+        lengths = (lengths + 1) // 2
+        mask = self._mask(x.shape[2], lengths).transpose(1, 2)
+        x = x.transpose(1, 2)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x), mask
+
+    def forward(self, feats: torch.Tensor, feats_length: torch.Tensor) -> torch.Tensor:
+        """Return the codes."""
+        return self.bottleneck.codes(self.encode(feats, feats_length)[0])
+
+    def _mask(self, count: int, lengths: torch.Tensor) -> torch.Tensor:
+        return (torch.arange(count)[None, None] < lengths[:, None, None]).float()
+
+
+class Teacher(nn.Module):
+    """The tokenizer and what learns to read phonemes and loudness off its codes; the latter is thrown away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = Tokenizer()
+        self.blocks = nn.ModuleList(Block() for _ in range(AFTER))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.reader = nn.Linear(WIDTH, ANSWERS * CLASSES + 1)
+
+    def forward(self, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits (B, 2 L, CLASSES) and loudness (B, L)."""
+        x, mask = self.tokenizer.encode(mel, lengths)
+        x = self.tokenizer.bottleneck(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        out = self.reader(self.norm(x)).float()
+        return out[..., 1:].unflatten(-1, (ANSWERS, CLASSES)).flatten(1, 2), out[..., 0]
+
+
+def code_count(frames: int) -> int:
+    """Return how many codes ``frames`` mel frames give."""
+    return -(-frames // SHRINK)
+
+
+def gathered(mels: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-mels (T, 128) as one (B, 128, longest T) with zeros, and their lengths int32 (B,)."""
+    lengths = torch.tensor([len(mel) for mel in mels], dtype=torch.int32)
+    return nn.utils.rnn.pad_sequence(mels, batch_first=True).transpose(1, 2), lengths
+
+
+def augmented(mel: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return a log-mel (T, 128) as another microphone and room might give it."""
+
+    def draw(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    bins = torch.linspace(-1, 1, WHISPER_MELS)
+    mel = mel + draw(-0.2, 0.1) + draw(-0.12, 0.12) * bins + draw(-0.06, 0.06) * torch.cos(math.pi * draw(1, 4) * bins)
+    if draw(0, 1) < 0.5:  # (log10 + 4) / 4: noise adds before the logarithm
+        noise = draw(-0.5, 0.45) + draw(-0.15, 0.15) * bins + 0.05 * torch.randn(mel.shape, generator=generator)
+        scale = 4 * math.log(10)
+        mel = torch.logaddexp(mel * scale, noise * scale) / scale
+    mel = mel.clone()
+    level = float(mel.mean())
+    for _ in range(2):
+        width, start = int(draw(0, 18)), int(draw(0, WHISPER_MELS - 18))
+        mel[:, start : start + width] = level
+    for _ in range(len(mel) // 200):
+        width, start = int(draw(0, 12)), int(draw(0, len(mel) - 12))
+        mel[start : start + width] = level
+    return mel
+
+
+def loudness(mel: torch.Tensor) -> torch.Tensor:
+    """Return the loudness at every code, (L,), in deviations from the clip's mean."""
+    level = F.avg_pool1d(mel.mean(1)[None, None], SHRINK, ceil_mode=True)[0, 0]
+    return (level - level.mean()) / (level.std() + 1e-3)
+
+
+def labels_of(example: Example) -> np.ndarray:
+    """Return the label of every answer, int64 (2 L,); code j lies about mel frame 4 j, its answers beside that."""
+    record = example.record
+    hop = RATE / 100
+    answers = np.arange(code_count(len(example.bank)) * ANSWERS)
+    centres = ((answers - (ANSWERS - 1) / 2) * SHRINK / ANSWERS) * hop + example.offset
+    bounds = np.asarray(record.bounds) * (RATE / record.rate)
+    return frame_labels(record.phones if record.bounds else "", bounds, centres)
+
+
+def loss_of(
+    logits: torch.Tensor, loud: torch.Tensor, examples: list[Example], clean: list[torch.Tensor]
+) -> torch.Tensor:
+    """Return the mean loss of an answer: cross-entropy where aligned, CTC for a text alone, and loudness."""
+    scores = logits.log_softmax(-1)
+    total = logits.new_zeros(())
+    for row, (example, mel) in enumerate(zip(examples, clean, strict=True)):
+        count = code_count(len(mel))
+        own = scores[row, : count * ANSWERS]
+        if example.record.bounds:
+            total = total + F.nll_loss(own, torch.from_numpy(labels_of(example)), reduction="sum")
+        else:
+            target = torch.tensor(classes(example.record.phones))
+            length, size = torch.tensor([len(own)]), torch.tensor([len(target)])
+            total = total + 0.3 * F.ctc_loss(own[:, None], target, length, size, reduction="sum", zero_infinity=True)
+        total = total + LOUDNESS_SHARE * F.mse_loss(loud[row, :count], loudness(mel), reduction="sum")
+    return total / sum(code_count(len(mel)) * ANSWERS for mel in clean)
+
+
+def usable(example: Example, speakers: frozenset[str]) -> bool:
+    """Return whether a clip may be trained on: English with phonemes that fit, of no held-out speaker, not too long."""
+    count, frames = len(classes(example.record.phones)), len(example.bank)
+    fits = 0 < count <= 0.8 * ANSWERS * code_count(frames) and 40 <= frames <= LONGEST
+    return fits and example.record.speaker not in speakers
+
+
+def read_sets(work: Path, names: tuple[str, ...]) -> list[Example]:
+    """Return the examples of some sets, as far as their log-mels were made."""
+    return [one for name in names for one in read_examples(work / name, work / "mels" / name)]
+
+
+def train(work: Path, out: Path, steps: int) -> None:
+    """Train until ``steps`` steps are done, from the last checkpoint if there is one."""
+    speakers = held_out().speakers
+    examples = [one for one in read_sets(work, SETS) if usable(one, speakers)]
+    log.info("%d clips, %.1f h", len(examples), sum(len(one.bank) for one in examples) / 360_000)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    model = Teacher()
+    log.info("%.2f M parameters in the tokenizer", sum(one.numel() for one in model.tokenizer.parameters()) / 1e6)
+
+    def loss(batch: list[Example], generator: torch.Generator) -> torch.Tensor:
+        clean = [torch.from_numpy(np.asarray(one.bank, np.float32)) for one in batch]
+        mels, lengths = gathered([augmented(mel, generator) for mel in clean])
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, loud = model(mels, lengths)
+        return loss_of(logits, loud, batch, clean)
+
+    plan = Plan(steps=steps, batch=BATCH_FRAMES, rate=LEARNING_RATE, seed=SEED)
+    run(model, examples, [len(one.bank) for one in examples], loss, out / "checkpoint.pt", plan)
+
+
+def load(out: Path) -> Teacher:
+    """Return the model of the last checkpoint, to be used and not trained."""
+    model = Teacher()
+    model.load_state_dict(torch.load(out / "checkpoint.pt", weights_only=True)["model"])
+    return model.eval()
+
+
+def evaluate(model: Teacher, work: Path, most: int = 200) -> dict[str, float]:
+    """Return phone error rates, read off the codes, of held-out speakers and texts; and how many codes are used."""
+    speakers = held_out().speakers
+    recorded = [one for one in read_sets(work, ("recordings",)) if one.record.speaker in speakers]
+    recorded = [one for one in recorded if one.record.phones and len(one.bank) <= LONGEST]
+    groups = {"held-out speakers": recorded[:: max(1, len(recorded) // most)]}
+    for example in read_sets(work, ("heldout",)):
+        groups.setdefault(f"held-out texts, {example.record.name.split('-')[1]}", []).append(example)
+    figures: dict[str, float] = {}
+    used: list[torch.Tensor] = []
+    for name, examples in groups.items():
+        wrong = total = 0
+        for example in examples:
+            mels, lengths = gathered([torch.from_numpy(np.asarray(example.bank, np.float32))])
+            with torch.inference_mode():
+                best = model(mels, lengths)[0][0].argmax(-1).tolist()
+                used.append(model.tokenizer(mels, lengths)[0])
+            spoken = classes(example.record.phones)
+            wrong += errors([str(one) for one in spoken], [str(one) for one in collapsed(best)])
+            total += len(spoken)
+        figures[name] = round(wrong / max(1, total), 4)
+    share = torch.bincount(torch.cat(used), minlength=math.prod(LEVELS)).float()
+    share = share / share.sum()
+    figures["codes used"] = float((share > 0).sum())
+    figures["bits of a code"] = round(float(-(share * share.clamp(min=1e-12).log2()).sum()), 2)
+    return figures
+
+
+def export(model: Teacher, path: Path) -> None:
+    """Write the tokenizer with the signature of speech_tokenizer_v1.onnx."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.onnx.export(
+        model.tokenizer.eval(),
+        (torch.randn(1, WHISPER_MELS, 101), torch.tensor([101], dtype=torch.int32)),
+        str(path),
+        input_names=["feats", "feats_length"],
+        output_names=["codes"],
+        dynamic_axes={"feats": {2: "T"}, "codes": {1: "L"}},
+        opset_version=17,
+        dynamo=False,
+    )
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("mels", "train", "evaluate", "export"))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--to", type=Path, help="the folder Step-Audio-Tokenizer to write (export)")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(1 if options.part == "mels" else options.threads)
+    out, logs = options.work / "semantic", options.work / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=logs / f"semantic-{options.part}.log", level=logging.INFO, format="%(asctime)s %(message)s"
+    )
+    if options.part == "mels":
+        for name in (*SETS, "heldout"):
+            log.info("%s: %d", name, cache_features(options.work / name, options.work / "mels" / name, mel_of))
+    elif options.part == "train":
+        train(options.work, out, options.steps)
+    elif options.part == "evaluate":
+        log.info("%s", json.dumps(evaluate(load(out), options.work)))
+    else:
+        export(load(out), options.to / "speech_tokenizer_v1.onnx")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The loop that every trainer shares: batches in a fixed order, a schedule, checkpoints that survive a kill."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from training.data import Example, batches
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast. ``batch``: the sum of ``sizes`` in one step.   rate: AdamW's greatest learning rate."""
+
+    steps: int
+    batch: int
+    rate: float
+    warm_up: int = 200
+    weight_decay: float = 0.02
+    clip: float = 2.0
+    seed: int = 1
+    save_every: int = 200
+    say_every: int = 50
+
+
+def schedule(step: int, plan: Plan) -> float:
+    """Return the share of the learning rate: up in ``warm_up`` steps, then a cosine down to 2 %."""
+    if step < plan.warm_up:
+        return (step + 1) / plan.warm_up
+    share = min(1.0, (step - plan.warm_up) / max(1, plan.steps - plan.warm_up))
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def run(
+    model: nn.Module,
+    examples: list[Example],
+    sizes: list[int],
+    loss_of: Callable[[list[Example], torch.Generator], torch.Tensor],
+    checkpoint: Path,
+    plan: Plan,
+) -> None:
+    """Train ``model`` until ``plan.steps`` steps are done, from ``checkpoint`` if it exists.
+
+    loss_of: the loss of a batch; its randomness comes from the generator, which is seeded by the step.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
+    step = epoch = 0
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, epoch = int(state["step"]), int(state["epoch"])
+    log.info("%d clips, from step %d of %d", len(examples), step, plan.steps)
+    recent, begun = [], time.perf_counter()
+    order: list[list[int]] = []
+    model.train()
+    while step < plan.steps:
+        if not order:
+            order = batches(sizes, plan.batch, plan.seed, epoch)
+            epoch += 1
+        batch = [examples[place] for place in order.pop()]
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate * schedule(step, plan)
+        loss = loss_of(batch, torch.Generator().manual_seed(step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+        optimizer.step()
+        recent.append(loss.item())
+        step += 1
+        if step % plan.say_every == 0:
+            pace = (time.perf_counter() - begun) / len(recent)
+            log.info("step %d epoch %d loss %.3f %.2f s/step", step, epoch, np.mean(recent), pace)
+            recent, begun = [], time.perf_counter()
+        if step % plan.save_every == 0 or step == plan.steps:
+            content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "epoch": epoch}
+            partial = checkpoint.with_suffix(".part")
+            torch.save(content, partial)
+            partial.replace(checkpoint)
