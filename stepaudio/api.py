@@ -10,6 +10,7 @@ from fastapi import FastAPI, Response
 
 from stepaudio.service import Service
 from stepaudio.web.page import CSS, Page
+from stepaudio.web.uploads import take_uploads_only
 
 
 def build_app(service: Service) -> FastAPI:
@@ -20,7 +21,8 @@ def build_app(service: Service) -> FastAPI:
         yield
         service.close()
 
-    app = FastAPI(title="stepaudio", root_path=service.settings.root_path, lifespan=lifespan)
+    # No /docs: FastAPI's page for it loads scripts from elsewhere.
+    app = FastAPI(title="stepaudio", root_path=service.settings.root_path, lifespan=lifespan, openapi_url=None)
 
     @app.get("/health/live")
     def live() -> dict[str, str]:
@@ -34,9 +36,11 @@ def build_app(service: Service) -> FastAPI:
             response.status_code = 503
         return {"status": service.state, **({"problem": service.problem} if service.problem else {})}
 
+    blocks = Page(service).build()
+    take_uploads_only(blocks)
     return gr.mount_gradio_app(
         app,
-        Page(service).build(),
+        blocks,
         path="/",
         root_path=service.settings.root_path or None,
         max_file_size=service.settings.max_upload_bytes,

@@ -28,6 +28,8 @@ SILENCE_PEAK = 1e-3
 # The loudest 20 ms must exceed this too: a single click in silence is not a voice.
 SILENCE_RMS = 3e-4
 FFMPEG_RATE = 48_000
+# Containers that hold their sound themselves. Not among them: playlists (hls, concat, dash), which name other files.
+FFMPEG_FORMATS = "mov,matroska,asf,aac,amr,avi,flv,mpeg,mpegts,wav,w64,mp3,ogg,flac,aiff,caf,au,ac3,eac3"
 FFMPEG_SECONDS = 30
 
 
@@ -134,7 +136,8 @@ def _decode_with_ffmpeg(data: bytes, most_seconds: float) -> FloatArray:
         # A file, not a pipe: mp4 keeps its index at the end and must be seekable.
         source.write(data)
         source.flush()
-        command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file", "-i", source.name]
+        command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file"]
+        command += ["-format_whitelist", FFMPEG_FORMATS, "-i", source.name]
         command += ["-t", f"{most_seconds:.3f}", "-vn", "-ac", "1", "-ar", str(FFMPEG_RATE), "-f", "f32le", "pipe:1"]
         try:
             done = subprocess.run(command, capture_output=True, timeout=FFMPEG_SECONDS, check=False)

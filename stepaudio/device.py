@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,6 +65,20 @@ def choose(
     else:
         number = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     return Runtime(place, number, tf32 and place.type == "cuda", threads or cpu_count(), reason)
+
+
+@contextmanager
+def without_tf32(place: torch.device) -> Iterator[None]:
+    """Run the body in full float32 on ``place``: where rounding would decide between two codes, TF32 may not."""
+    if place.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def apply(runtime: Runtime) -> None:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 CLONE = "Clone"
 DECODE_AUDIO = "Decode audio"
+LOOK_SECONDS = 0.2
 State = Literal["loading", "ready", "failed"]
 
 
@@ -96,7 +97,7 @@ class Service:
         """Queue a clone. Raises Busy when too many jobs wait already."""
         return self.queue.submit(lambda job: self._clone(request, job), label=CLONE)
 
-    def close(self, drain_seconds: float = 30.0) -> None:
+    def close(self, drain_seconds: float = 5.0) -> None:
         """Take no more jobs, let the running one finish within the limit, release the engine."""
         self.queue.close(drain_seconds)
         if self._engine is not None:
@@ -118,8 +119,10 @@ class Service:
                 self._failure = StepAudioError("The engine could not be loaded; the log says why.")
             self._decided.set()
 
-    def _get_engine(self) -> Engine:
-        self._decided.wait()
+    def _get_engine(self, job: Job[CloneResult]) -> Engine:
+        while not self._decided.wait(LOOK_SECONDS):
+            if job.should_stop():
+                raise Cancelled("The request was stopped while the models were being loaded.")
         if self._engine is None:
             raise StepAudioError(self.problem)
         return self._engine
@@ -146,7 +149,7 @@ class Service:
     def _timed_clone(self, request: CloneRequest, job: Job[CloneResult]) -> tuple[Synthesis, bytes]:
         timer = StageTimer()
         with timer.stage(GET_ENGINE):
-            engine = self._get_engine()
+            engine = self._get_engine(job)
             timer.synchronize_with(engine.runtime.synchronize)
         with timer.stage(CLONE):
             with timer.stage(DECODE_AUDIO):

@@ -37,7 +37,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(7860, ge=0, le=65535, description="port of the page and of the health checks")
     root_path: str = Field("", description="sub-path under which a reverse proxy serves the page, e.g. /voice")
-    queue_limit: int = Field(16, ge=1, description="jobs that may wait; the next one is told to try later")
+    queue_limit: int = Field(
+        16, ge=1, le=32, description="jobs that may wait (each holds a thread); the next one is told to try later"
+    )
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the networks run")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

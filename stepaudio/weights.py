@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from typing import Any
 
 from stepaudio.errors import WeightsError
 from stepaudio.settings import Settings
-from stepaudio.tiny import TINY_SEED, write_tiny
+from stepaudio.tiny import tiny_name, write_tiny
 
 log = logging.getLogger(__name__)
 
@@ -114,12 +116,13 @@ def _complete(folder: Path) -> bool:
 
 def _tiny_folder(cache_dir: Path) -> Path:
     """Return a folder of tiny random weights, written beside the cache on first use."""
-    folder = cache_dir / f"tiny-{TINY_SEED}"
+    folder = cache_dir / tiny_name()
     if _complete(folder) and (folder / CARD).exists():
         return folder
     try:
-        return write_tiny(folder, TINY_SEED)
+        return write_tiny(folder, keep=True)
     except OSError as error:
         spare = Path(tempfile.mkdtemp(prefix="stepaudio-tiny-"))
+        atexit.register(shutil.rmtree, spare, ignore_errors=True)
         log.warning("The tiny weights cannot be written to %s (%s); using %s.", folder, error, spare)
-        return write_tiny(spare, TINY_SEED)
+        return write_tiny(spare)

@@ -113,6 +113,23 @@ def test_too_many_bytes_are_refused_unread():
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+@pytest.mark.parametrize("playlist", ["ffconcat", "hls", "hls-file"])
+def test_a_playlist_cannot_make_the_server_read_another_file(tmp_path, monkeypatch, playlist):
+    """ffmpeg follows playlists to other files; uploads of other users lie in the same temporary folder."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "secret.mp3").write_bytes(file_bytes(voice(2.0).samples, 24000, "MP3"))
+    (tmp_path / "secret.wav").write_bytes(file_bytes(voice(2.0).samples))
+    head = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n"
+    data = {
+        "ffconcat": "ffconcat version 1.0\nfile secret.wav\n",
+        "hls": f"{head}{tmp_path}/secret.mp3\n#EXT-X-ENDLIST\n",
+        "hls-file": f"{head}file://{tmp_path}/secret.mp3\n#EXT-X-ENDLIST\n",
+    }[playlist]
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        load_reference(data.encode(), LIMITS)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 def test_m4a_is_read_through_ffmpeg(tmp_path):
     (tmp_path / "in.wav").write_bytes(file_bytes(voice(1.0, 48000).samples, 48000))
     command = ["ffmpeg", "-v", "error", "-i", tmp_path / "in.wav", "-c:a", "aac", tmp_path / "out.m4a"]

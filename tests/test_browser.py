@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -19,13 +22,19 @@ pytestmark = pytest.mark.browser
 CLONE_SECONDS = 120_000
 
 
-@pytest.fixture(scope="module")
-def browser():
+def chromium_path() -> str:
+    """Return where Chromium is, or skip; in CI its absence fails."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         if os.environ.get("CI") == "true":
             pytest.fail("CI must have Chromium: the browser tests may not be skipped there")
         pytest.skip("Chromium is not installed")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = chromium_path()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -39,6 +48,33 @@ def server(tmp_path_factory):
     running = Server(tmp_path_factory.mktemp("browser")).start()
     yield running
     running.kill()
+
+
+@pytest.fixture(scope="module")
+def slow_server(tmp_path_factory, tiny_weights):
+    """A server whose weights may speak for a minute, so that a run can be caught in the middle."""
+    folder = tmp_path_factory.mktemp("slow")
+    weights = shutil.copytree(tiny_weights, folder / "weights")
+    (weights / "card.json").write_text('{"title": "slow"}')
+    running = Server(folder, {"STEPAUDIO_WEIGHTS": str(weights)}).start()
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def slow_page(browser, slow_server, recordings):
+    """A page with a long job that has begun."""
+    with browser.new_context(locale="en-GB") as context:
+        page = context.new_page()
+        page.goto(slow_server.url)
+        page.get_by_role("button", name="Generate").wait_for()
+        upload(page, recordings["a"])
+        page.get_by_text("Advanced").click()
+        page.locator("#flow-steps input[type=number]").fill("50")
+        page.locator("#flow-steps input[type=number]").blur()
+        ask(page, "word " * 150)
+        page.locator("#result").get_by_text("Writing speech tokens").wait_for(timeout=CLONE_SECONDS)
+        yield page
 
 
 @pytest.fixture
@@ -227,3 +263,90 @@ def test_a_cache_that_cannot_be_written_gives_a_banner_and_still_a_sound(browser
             page.locator("#banner").get_by_text(re.compile("cache", re.IGNORECASE)).first.wait_for()
     finally:
         server.kill()
+
+
+def wait_for_cancelled(server: Server, count: int) -> None:
+    """Wait until the log tells of so many cancelled clones."""
+    end = time.monotonic() + 10
+    while server.log.count("Clone cancelled.") < count:
+        assert time.monotonic() < end, f"the job went on:\n{server.log}"
+        time.sleep(0.1)
+
+
+def test_a_reload_ends_the_job_that_nobody_waits_for_any_more(slow_page, slow_server):
+    before = slow_server.log.count("Clone cancelled.")
+    slow_page.reload()
+    wait_for_cancelled(slow_server, before + 1)
+
+
+def test_stop_ends_the_run_and_the_next_one_works(slow_page, slow_server):
+    before = slow_server.log.count("Clone cancelled.")
+    slow_page.get_by_role("button", name="Stop").click()
+    slow_page.locator("#error").get_by_text(re.compile("stopped|cancelled")).wait_for()
+    wait_for_cancelled(slow_server, before + 1)
+    slow_page.locator("#flow-steps input[type=number]").fill("1")
+    slow_page.locator("#flow-steps input[type=number]").blur()
+    clone(slow_page, None)
+
+
+def test_a_voice_can_be_recorded(browser, server, tmp_path):
+    """Chromium plays a file in place of the microphone."""
+    soundfile.write(tmp_path / "spoken.wav", voice(6.0, 48000).samples, 48000)
+    fake = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    fake += [f"--use-file-for-fake-audio-capture={tmp_path / 'spoken.wav'}"]
+    chromium = browser.browser_type.launch(executable_path=chromium_path(), args=[*CHROMIUM_FLAGS, *fake])
+    try:
+        page = chromium.new_context(locale="en-GB", permissions=["microphone"]).new_page()
+        page.goto(server.url)
+        page.get_by_role("button", name="Generate").wait_for()
+        page.get_by_label("Record audio").click()
+        page.locator("#reference button.record-button").click()
+        page.wait_for_timeout(3000)
+        page.locator("#reference button.stop-button").click()
+        page.locator("#reference").get_by_label("Play", exact=True).wait_for()
+        assert "RTF" in clone(page, None)
+    finally:
+        chromium.close()
+
+
+def test_the_page_fits_a_phone(browser, server, recordings):
+    with browser.new_context(locale="en-GB", viewport={"width": 390, "height": 844}) as context:
+        page = context.new_page()
+        page.goto(server.url)
+        page.get_by_role("button", name="Generate").wait_for()
+        clone(page, recordings["a"])
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+        # The heading has the whole width, and the table can be scrolled where it is wider than the screen.
+        assert page.locator("#heading").bounding_box()["width"] > 300
+        assert page.evaluate("() => getComputedStyle(document.querySelector('.stepaudio-run')).overflowX") == "auto"
+
+
+def test_nothing_of_all_this_left_a_traceback_in_the_log(server):
+    """Behind the others on purpose, and before the forged paths: Gradio logs a traceback for those."""
+    log = server.log
+    assert "Total time" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "{folder}/outside.wav", "http://127.0.0.1:{port}/health/live"])
+def test_a_forged_path_is_neither_read_nor_fetched(server, tmp_path, path):
+    """A client may send any path in place of its upload's; once, the server copied that file for it."""
+    soundfile.write(server.folder / "outside.wav", voice(2.0).samples, 24000)
+    path = path.format(folder=server.folder, port=server.port)
+    config = httpx.get(f"{server.url}/config").json()
+    number = next(d["id"] for d in config["dependencies"] if len(d["inputs"]) == 11)
+    data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, "words", "text", False, 1, 0.7, 50, 1.0, 1, 1, "en"]
+    held = set((server.folder / "gradio").rglob("*"))
+    blocks = server.log.count("Total time")
+    joined = httpx.post(
+        f"{server.url}/gradio_api/queue/join", json={"data": data, "fn_index": number, "session_hash": "forger"}
+    )
+    assert joined.status_code == 200, joined.text
+    with httpx.stream(
+        "GET", f"{server.url}/gradio_api/queue/data", params={"session_hash": "forger"}, timeout=60
+    ) as stream:
+        events = [json.loads(line[5:]) for line in stream.iter_lines() if line.startswith("data:")]
+    (done,) = [event for event in events if event["msg"] == "process_completed"]
+    assert done["success"] is False
+    assert set((server.folder / "gradio").rglob("*")) == held
+    assert server.log.count("Total time") == blocks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -49,6 +50,16 @@ def test_serving_named_weights_that_are_not_there_ends_with_one_sentence(tmp_pat
     done = run("serve", "--weights", "nowhere", "--models-dir", str(tmp_path), "--port", "0")
     assert done.returncode == 2
     assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_ends_the_program_with_one_sentence(tiny_weights, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run("serve", "--weights", str(tiny_weights), "--cache-dir", str(tmp_path), "--port", port)
+    assert done.returncode == 2
+    assert f"port {port}" in done.stderr
+    assert "The page is at" not in done.stderr
     assert "Traceback" not in done.stderr
 
 

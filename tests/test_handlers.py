@@ -17,6 +17,7 @@ from stepaudio.queue import JobQueue
 from stepaudio.service import Service
 from stepaudio.settings import Settings
 from stepaudio.web.handlers import CloneForm, run_clone
+from stepaudio.web.sessions import SessionJobs
 from tests.conftest import voice
 
 
@@ -47,7 +48,7 @@ def form(path, **fields) -> CloneForm:
 
 
 def clone(service, path, **fields):
-    return run_clone(service, form(path, **fields), "en", lambda fraction, words: None)
+    return run_clone(service, form(path, **fields), "en", lambda fraction, words: None, SessionJobs(), "tab")
 
 
 @pytest.fixture
@@ -104,9 +105,9 @@ def test_unusual_files_give_sound(service, tmp_path, name):
     view = clone(service, tmp_path / name)
     assert view.error == ""
     assert view.wav[:4] == b"RIFF"
-    assert "RTF" in view.report
+    assert view.synthesis.waveform.seconds > 0
     if name == "forty-seconds.wav":
-        assert "40.0 s long; its first 30 s are used" in view.report
+        assert "40.0 s long; its first 30 s are used" in view.synthesis.notices[0]
 
 
 def test_a_truncated_file_gives_sound(service, good, tmp_path):
@@ -174,10 +175,55 @@ def test_an_unforeseen_error_is_logged_with_its_traceback_and_shown_with_the_req
 
 
 def test_a_full_queue_is_told_in_one_sentence(service, good, monkeypatch):
-    full = JobQueue(limit=1, workers=1)
-    full.close(0)
-    monkeypatch.setattr(service, "queue", full)
-    assert clone(service, good).error != ""
+    release = threading.Event()
+    with JobQueue(limit=1, workers=1) as full:
+        monkeypatch.setattr(service, "queue", full)
+        running = full.submit(lambda job: release.wait(30))
+        while running.state == "waiting":
+            running.wait_for_change(0.1)
+        full.submit(lambda job: release.wait(30))
+        assert clone(service, good).error == "The line is full with 1 waiting; please try again in a minute."
+        release.set()
+
+
+def test_a_new_request_of_a_tab_ends_its_earlier_one_and_no_other_tabs(service, good):
+    jobs, started = SessionJobs(), threading.Event()
+    views = {}
+
+    def run(name: str, session: str, seconds: float) -> None:
+        asked = form(good, max_seconds=seconds, flow_steps=50, text="word " * 60)
+        views[name] = run_clone(service, asked, "en", lambda fraction, words: started.set(), jobs, session)
+
+    threads = [threading.Thread(target=run, args=("first", "a", 5.0))]
+    threads[0].start()
+    started.wait(30)
+    threads += [threading.Thread(target=run, args=(name, name, 0.5)) for name in ("a", "b")]
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert views["first"].wav is None
+    assert "stopped" in views["first"].error or "cancelled" in views["first"].error
+    assert views["a"].wav is not None
+    assert views["b"].wav is not None
+    assert len(jobs) == 0
+
+
+def test_a_stop_ends_the_request_of_its_tab(service, good):
+    jobs = SessionJobs()
+
+    def show(fraction: float, words: str) -> None:
+        jobs.stop("tab")
+
+    asked = form(good, max_seconds=5.0, flow_steps=50, text="word " * 60)
+    view = run_clone(service, asked, "en", show, jobs, "tab")
+    assert view.wav is None
+    assert "stopped" in view.error or "cancelled" in view.error
+
+
+def test_errors_are_told_in_the_language_of_the_page(service, good):
+    view = run_clone(service, form(good, text=""), "zh", lambda fraction, words: None, SessionJobs(), "tab")
+    assert view.error == "要朗读的文本是空的。"
 
 
 def test_a_failed_start_is_told_in_its_own_words(tmp_path, good):

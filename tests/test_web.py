@@ -8,7 +8,11 @@ import string
 import numpy as np
 import pytest
 
+from stepaudio.audiofile import load_reference
+from stepaudio.errors import InvalidInput
+from stepaudio.text import clean
 from stepaudio.types import EncodingTimes, SpeechTokens, Stage, Synthesis, Timings, Waveform
+from stepaudio.web.sentences import in_language
 from stepaudio.web.strings import STRINGS, language_of, say
 from stepaudio.web.tables import run_report
 
@@ -49,6 +53,29 @@ def test_the_language_follows_the_browser(header, expected):
 
 def test_values_are_filled_in():
     assert say("en", "waiting", position=3) == "Waiting: 3 ahead"
+
+
+def test_each_error_of_a_bad_file_or_field_has_a_chinese_sentence():
+    from tests.test_audiofile import BAD, LIMITS
+
+    sentences = []
+    for data, _ in BAD.values():
+        with pytest.raises(InvalidInput) as caught:
+            load_reference(data, LIMITS)
+        sentences.append(str(caught.value))
+    for text, what in (("", "The text"), ("a" * 9, "The transcript of the reference")):
+        with pytest.raises(InvalidInput) as caught:
+            clean(text, what=what, limit=5)
+        sentences.append(str(caught.value))
+    for sentence in sentences:
+        assert in_language(sentence, "en") == sentence
+        assert re.search("[\u4e00-\u9fff]", in_language(sentence, "zh")), sentence
+
+
+def test_values_are_carried_over_and_an_unknown_sentence_stays():
+    sentence = "The reference is 0.10 s long; at least 0.5 s are needed."
+    assert in_language(sentence, "zh") == "参考音频长 0.10 秒；至少需要 0.5 秒。"
+    assert in_language("Something else.", "zh") == "Something else."
 
 
 def synthesis(note: str = "") -> Synthesis:

@@ -9,7 +9,7 @@ import pytest
 
 from stepaudio.errors import WeightsError
 from stepaudio.settings import Settings
-from stepaudio.tiny import TINY_SEED, write_tiny
+from stepaudio.tiny import tiny_name, write_tiny
 from stepaudio.weights import choose_weights, read_card
 
 
@@ -29,7 +29,7 @@ def layout(folder, card=None):
 
 def test_without_any_weights_tiny_ones_are_written_once_and_say_that_they_make_noise(settings, tmp_path):
     chosen = choose_weights(settings())
-    assert chosen.path == tmp_path / "cache" / f"tiny-{TINY_SEED}"
+    assert chosen.path == tmp_path / "cache" / tiny_name()
     assert not chosen.card.speaks
     assert "noise, not speech" in chosen.card.notice["en"]
     assert chosen.card.notice["zh"]
@@ -37,6 +37,22 @@ def test_without_any_weights_tiny_ones_are_written_once_and_say_that_they_make_n
     stamp = (chosen.path / "card.json").stat().st_mtime_ns
     assert choose_weights(settings()).path == chosen.path
     assert (chosen.path / "card.json").stat().st_mtime_ns == stamp
+
+
+def test_tiny_weights_of_another_version_are_not_taken(settings, tmp_path):
+    """They were once kept under a fixed name: after an upgrade the old ones no longer loaded."""
+    stale = layout(tmp_path / "cache" / "tiny-1", {"title": "tiny"})
+    assert choose_weights(settings()).path != stale
+
+
+def test_tiny_weights_that_another_process_has_written_meanwhile_stay(tmp_path):
+    first = write_tiny(tmp_path / "tiny")
+    inode = (first / "card.json").stat().st_ino
+    assert write_tiny(tmp_path / "tiny", keep=True) == first
+    assert (first / "card.json").stat().st_ino == inode
+    assert write_tiny(tmp_path / "tiny") == first
+    assert (first / "card.json").stat().st_ino != inode
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
 def test_where_the_cache_cannot_be_written_tiny_weights_go_to_a_temporary_folder(settings, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from stepaudio import torchaudio_compat
+from stepaudio.device import without_tf32
 from stepaudio.encoder.funasr_folder import FunasrModel, load_funasr
 from stepaudio.encoder.sanm import NEW_FRAMES, SanmConfig, SanmEncoder
 from stepaudio.errors import WeightsError
@@ -152,7 +153,8 @@ class LinguisticEncoder:
         return codes
 
     def _run(self, samples: FloatArray) -> torch.Tensor:
-        frames: torch.Tensor = self._network(self._fbank(samples).to(self.device, self.dtype))
+        with without_tf32(self.device):
+            frames: torch.Tensor = self._network(self._fbank(samples).to(self.device, self.dtype))
         return frames
 
 

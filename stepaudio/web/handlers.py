@@ -11,9 +11,10 @@ from stepaudio.errors import InvalidInput, StepAudioError
 from stepaudio.log import NO_REQUEST, request_context
 from stepaudio.queue import Job
 from stepaudio.service import CloneRequest, CloneResult, Service
-from stepaudio.types import SamplingParams
+from stepaudio.types import SamplingParams, Synthesis
+from stepaudio.web.sentences import in_language
+from stepaudio.web.sessions import SessionJobs
 from stepaudio.web.strings import Language, say
-from stepaudio.web.tables import run_report
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +43,18 @@ class CloneForm:
 
 @dataclass(frozen=True, eq=False)
 class CloneView:
-    """What the page shows afterwards: either a sound with its report, or one sentence of error."""
+    """What the page shows afterwards: either a sound with what is told of it, or one sentence of error."""
 
-    wav: bytes | None
-    report: str
-    error: str
-    seed: int | None
     request_id: str
+    wav: bytes | None = None
+    synthesis: Synthesis | None = None
+    error: str = ""
 
 
-def run_clone(service: Service, form: CloneForm, language: Language, show: ShowProgress) -> CloneView:
-    """Run one clone through the queue. Never raises: every failure becomes a sentence.
+def run_clone(
+    service: Service, form: CloneForm, language: Language, show: ShowProgress, jobs: SessionJobs, session: str
+) -> CloneView:
+    """Run one clone through the queue, as the one job of its session. Never raises: failures become sentences.
 
     This is the edge of the program: here, and only here, an exception that nobody foresaw is caught, logged with
     its traceback and shown as an internal error.
@@ -62,16 +64,19 @@ def run_clone(service: Service, form: CloneForm, language: Language, show: ShowP
     try:
         job = service.submit_clone(_request(service, form, language))
         request_id = job.id
+        jobs.begin(session, job)
         result = _follow(job, language, show)
     except StepAudioError as error:
-        return CloneView(None, "", str(error), None, request_id)
+        return CloneView(request_id, error=in_language(str(error), language))
     except Exception:  # the edge, see above
         if job is None or job.state != "failed":  # what failed in the job, the queue has logged
             with request_context(request_id):
                 log.exception("The page met an unexpected error.")
-        return CloneView(None, "", say(language, "internal", id=request_id), None, request_id)
-    synthesis = result.synthesis
-    return CloneView(result.wav, run_report(synthesis, language), "", synthesis.seed, request_id)
+        return CloneView(request_id, error=say(language, "internal", id=request_id))
+    finally:
+        if job is not None:
+            jobs.end(session, job)
+    return CloneView(request_id, result.wav, result.synthesis)
 
 
 def _request(service: Service, form: CloneForm, language: Language) -> CloneRequest:

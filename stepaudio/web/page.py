@@ -9,9 +9,12 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from stepaudio.cache import CacheStats
 from stepaudio.service import Service
+from stepaudio.types import Synthesis
 from stepaudio.web.handlers import CloneForm, run_clone
+from stepaudio.web.sessions import SessionJobs
 from stepaudio.web.strings import LANGUAGES, Language, language_of, say
-from stepaudio.web.tables import banners, cache_report, weights_line
+from stepaudio.web.tables import banners, cache_report, run_report, weights_line
+from stepaudio.web.uploads import is_upload
 
 # Uploads and results are looked for every ten minutes and deleted after an hour.
 FILE_CHECK_SECONDS, FILE_LIFE_SECONDS = 600, 3600
@@ -19,6 +22,7 @@ BANNER_REFRESH_SECONDS = 3.0
 CSS = """
 #error { border-left: 4px solid #c0392b; padding: 0.5em 1em; background: #c0392b1a; }
 #banner { border-left: 4px solid #b8860b; padding: 0.5em 1em; background: #b8860b1a; }
+.stepaudio-run { overflow-x: auto; }
 .stepaudio-run table { width: 100%; border-collapse: collapse; font-size: 0.9em; margin-top: 0.75em; }
 .stepaudio-run th, .stepaudio-run td { border: 0 !important; padding: 0.15em 0.5em; white-space: nowrap; }
 .stepaudio-run th, .stepaudio-run td { text-align: right; }
@@ -40,21 +44,20 @@ class Page:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._jobs = SessionJobs()
 
     def build(self) -> gr.Blocks:
         """Return the page, ready to be mounted."""
         with gr.Blocks(
             title="stepaudio", analytics_enabled=False, delete_cache=(FILE_CHECK_SECONDS, FILE_LIFE_SECONDS)
         ) as blocks:
+            self.last = gr.State(None, time_to_live=FILE_LIFE_SECONDS)  # this tab's last Synthesis
             with gr.Row():
-                self.heading = gr.Markdown(elem_id="heading")
-                self.language = gr.Radio(
-                    [(name, code) for code, name in LANGUAGES.items()],
-                    value="en",
-                    elem_id="language",
-                    scale=0,
-                    min_width=220,
-                )
+                with gr.Column(scale=4, min_width=320):
+                    self.heading = gr.Markdown(elem_id="heading")
+                with gr.Column(scale=1, min_width=240):
+                    names = [(name, code) for code, name in LANGUAGES.items()]
+                    self.language = gr.Radio(names, value="en", elem_id="language")
             self.banner = gr.Markdown(elem_id="banner", visible=False)
             with gr.Row():
                 with gr.Column():
@@ -64,7 +67,9 @@ class Page:
                     self.transcript = gr.Textbox(lines=2, elem_id="transcript")
                     self.text = gr.Textbox(lines=4, elem_id="text")
                     self._build_advanced()
-                    self.generate = gr.Button(variant="primary", elem_id="generate")
+                    with gr.Row():
+                        self.generate = gr.Button(variant="primary", scale=4, elem_id="generate")
+                        self.stop = gr.Button(variant="stop", scale=1, min_width=100, elem_id="stop")
                 with gr.Column():
                     self.error = gr.Markdown(elem_id="error", visible=False)
                     self.result = gr.Audio(interactive=False, elem_id="result", buttons=["download"])
@@ -80,7 +85,7 @@ class Page:
         with gr.Accordion(open=False, elem_id="advanced") as self.advanced:
             with gr.Row():
                 self.new_seed = gr.Checkbox(value=True, elem_id="new-seed")
-                self.seed = gr.Number(value=None, precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed")
+                self.seed = gr.Number(value=None, precision=0, elem_id="seed")
             with gr.Row():
                 self.temperature = gr.Slider(0, 2, settings.temperature, step=0.05, elem_id="temperature")
                 self.top_k = gr.Slider(0, 200, settings.top_k, step=1, elem_id="top-k")
@@ -103,7 +108,16 @@ class Page:
     def _wire(self, blocks: gr.Blocks) -> None:
         labels = [
             *(self.heading, self.language, self.reference, self.transcript, self.text, self.advanced, self.new_seed),
-            *(self.seed, self.temperature, self.top_k, self.top_p, self.max_seconds, self.flow_steps, self.generate),
+            *(
+                self.seed,
+                self.temperature,
+                self.top_k,
+                self.top_p,
+                self.max_seconds,
+                self.flow_steps,
+                self.generate,
+                self.stop,
+            ),
             *(self.result, self.cache_box, self.clear, self.clear_sure, self.clear_yes, self.clear_no),
         ]
         status = [self.banner, self.cache, self.weights]
@@ -115,9 +129,9 @@ class Page:
 
         blocks.load(on_load, None, [*labels, *status], **private)
         self.language.input(
-            lambda language: [*self._labels(language), *self._status(language)],
-            self.language,
-            [*labels, *status],
+            lambda language, last: [*self._labels(language), *self._status(language), self._report(last, language)],
+            [self.language, self.last],
+            [*labels, *status, self.run],
             **private,
         )
         # The banner follows the loading of the models and the health of the cache without a reload.
@@ -131,34 +145,45 @@ class Page:
         self.generate.click(
             self._generate,
             [*fields, self.language],
-            [self.result, self.run, self.error, self.seed, *status],
+            [self.result, self.run, self.error, self.seed, self.last, *status],
             api_visibility="private",
             show_progress_on=self.result,
             concurrency_limit=None,
         )
+        self.stop.click(self._stop, None, None, **private)
+        blocks.unload(self._stop)  # a reload or a closed tab: nobody waits for the job any more
         show, hide = gr.update(visible=True), gr.update(visible=False)
         self.clear.click(lambda: show, None, self.confirm, **private)
         self.clear_no.click(lambda: hide, None, self.confirm, **private)
         self.clear_yes.click(self._clear, self.language, [self.confirm, *status], **private)
 
-    def _generate(self, *values: Any, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008 - Gradio's way
-        *fields, language = values
+    def _generate(self, request: gr.Request, *values: Any, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008 - Gradio's way
+        path, *fields, language = values
         view = run_clone(
             self._service,
-            CloneForm(*fields),
+            CloneForm(path if path and is_upload(path) else None, *fields),
             language,
             lambda fraction, words: progress(fraction, desc=words),
+            self._jobs,
+            str(request.session_hash),
         )
         sound = None
         if view.wav is not None:
             sound = save_bytes_to_cache(view.wav, f"stepaudio-{view.request_id}.wav", self.result.GRADIO_CACHE)
         return [
             sound,
-            view.report,
+            self._report(view.synthesis, language),
             gr.update(value=view.error, visible=bool(view.error)),
-            view.seed if view.seed is not None else gr.skip(),
+            view.synthesis.seed if view.synthesis is not None else gr.skip(),
+            view.synthesis,
             *self._status(language),
         ]
+
+    def _stop(self, request: gr.Request) -> None:
+        self._jobs.stop(str(request.session_hash))
+
+    def _report(self, synthesis: Synthesis | None, language: Language) -> str:
+        return run_report(synthesis, language) if synthesis is not None else ""
 
     def _clear(self, language: Language) -> list[Any]:
         engine = self._service.engine
@@ -198,7 +223,7 @@ class Page:
                 gr.update(label=word(key))
                 for key in ("new_seed", "seed", "temperature", "top_k", "top_p", "max_seconds", "flow_steps")
             ),
-            gr.update(value=word("generate")),
+            *(gr.update(value=word(key)) for key in ("generate", "stop")),
             gr.update(label=word("result")),
             gr.update(label=word("cache")),
             *(gr.update(value=word(key)) for key in ("clear", "clear_sure", "clear_yes", "clear_no")),

@@ -7,6 +7,7 @@ from html import escape
 from stepaudio.cache import CacheStats
 from stepaudio.service import Service
 from stepaudio.types import Stage, Synthesis
+from stepaudio.web.sentences import in_language
 from stepaudio.web.strings import Language, say
 
 
@@ -21,7 +22,8 @@ def run_report(synthesis: Synthesis, language: Language) -> str:
         seed=synthesis.seed,
         stopped=say(language, f"stopped_{synthesis.stopped}"),
     )
-    sentences = [*synthesis.notices, summary, say(language, "hit" if synthesis.cache_hit else "miss")]
+    notices = [in_language(notice, language) for notice in synthesis.notices]
+    sentences = [*notices, summary, say(language, "hit" if synthesis.cache_hit else "miss")]
     paragraphs = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
     return f'<div class="stepaudio-run">{paragraphs}{stage_table(synthesis, language)}</div>'
 

@@ -1,0 +1,82 @@
+"""The sentences of errors and notices in Chinese.
+
+They arise in English, in the part that knows the limit; here each is recognised by its template, and its values are
+put into the Chinese one. A sentence without a template stays English.
+"""
+
+from __future__ import annotations
+
+import re
+
+from stepaudio.web.strings import Language
+
+CHINESE = {
+    "The reference file is empty (0 bytes).": "参考音频文件是空的（0 字节）。",
+    "The reference file has {size} MB; the limit is {limit} MB.": "参考音频文件为 {size} MB；上限为 {limit} MB。",
+    "The reference holds values that are not numbers (NaN or infinity); please export it again.": (
+        "参考音频中含有非数字的值（NaN 或无穷大）；请重新导出。"
+    ),
+    "The reference is {length} s long; at least {limit} s are needed.": (
+        "参考音频长 {length} 秒；至少需要 {limit} 秒。"
+    ),
+    "The reference is {length} s long; at most {limit} s are allowed.": (
+        "参考音频长 {length} 秒；最长允许 {limit} 秒。"
+    ),
+    "The reference is {length} s long; its first {limit} s are used.": (
+        "参考音频长 {length} 秒；只使用前 {limit} 秒。"
+    ),
+    "The reference is silent (peak: {level}); please choose a recording with a voice in it.": (
+        "参考音频是静音的（峰值：{level}）；请选择含有人声的录音。"
+    ),
+    "The reference cannot be read as sound; please give {formats}.": (
+        "无法将参考文件作为声音读取；支持的格式：{formats}。"
+    ),
+    "The reference holds no sound (0 samples).": "参考音频中没有声音（0 个采样）。",
+    "The reference has {rate} samples a second; {least} to {most} are allowed.": (
+        "参考音频每秒有 {rate} 个采样；允许范围为 {least} 到 {most}。"
+    ),
+    "The reference has {count} channels; at most {most} are allowed.": (
+        "参考音频有 {count} 个声道；最多允许 {most} 个。"
+    ),
+    "The reference could not be decoded within {limit} s.": "参考音频无法在 {limit} 秒内解码。",
+    "The reference is too short: it gives no speech codes.": "参考音频太短：得不到语音编码。",
+    "The uploaded reference is no longer there; please upload it again.": "上传的参考音频已不存在；请重新上传。",
+    "The text is empty.": "要朗读的文本是空的。",
+    "The transcript of the reference is empty.": "参考文本是空的。",
+    "The text has {count} characters; the limit is {limit}.": "要朗读的文本有 {count} 个字符；上限为 {limit}。",
+    "The transcript of the reference has {count} characters; the limit is {limit}.": (
+        "参考文本有 {count} 个字符；上限为 {limit}。"
+    ),
+    "The seed is {seed}; it must lie between {least} and {most}.": (
+        "随机种子为 {seed}；必须在 {least} 到 {most} 之间。"
+    ),
+    "The prompt is {count} ids long; the model takes {least} to {most}. A shorter reference or text would fit.": (
+        "提示长 {count} 个编码；模型可接受 {least} 到 {most} 个。请缩短参考音频或文本。"
+    ),
+    "The line is full with {count} waiting; please try again in a minute.": (
+        "队列已满，有 {count} 个请求在等待；请稍后再试。"
+    ),
+    "The program is being shut down and takes no more jobs; please try again later.": (
+        "程序正在关闭，不再接受请求；请稍后再试。"
+    ),
+    "The job was cancelled.": "任务已取消。",
+    "The request was stopped while {what}.": "请求已停止。",
+    "The synthesis was stopped.": "请求已停止。",
+    "The language model produced {what}; trying again may help.": "语言模型没有产生声音；请再试一次。",
+    "The flow produced {what}; trying again may help.": "Flow 没有产生有效的结果；请再试一次。",
+    "The vocoder produced {what}; trying again may help.": "声码器没有产生有效的结果；请再试一次。",
+}
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+)", re.escape(template)))
+
+
+def in_language(sentence: str, language: Language) -> str:
+    """Return a sentence of an error or a notice in the language of the page, in English where there is no other."""
+    if language == "zh":
+        for template, chinese in CHINESE.items():
+            match = _pattern(template).fullmatch(sentence)
+            if match is not None:
+                return chinese.format(**match.groupdict())
+    return sentence
