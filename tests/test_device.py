@@ -69,3 +69,19 @@ def test_a_gpu_is_waited_for_and_a_cpu_is_not(monkeypatch):
     assert calls == []
     device.Runtime(torch.device("cuda", 0), torch.float32, False, 1, "").synchronize()
     assert calls == [torch.device("cuda", 0)]
+
+
+def test_tf32_is_kept_away_from_what_must_not_round_on_a_gpu_and_comes_back():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = (matmul.allow_tf32, cudnn.allow_tf32)
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        with device.without_tf32(torch.device("cpu")):
+            assert matmul.allow_tf32  # nothing to keep away on a CPU
+        with device.without_tf32(torch.device("cuda")):
+            assert not matmul.allow_tf32
+            assert not cudnn.allow_tf32
+        assert matmul.allow_tf32
+        assert cudnn.allow_tf32
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
