@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from stepaudio.features import WHISPER_MELS
-from training.data import RATE, Example, cache_features, mel_of, read_examples
+from training.align import read_aligned
+from training.data import RATE, Example, cache_features, mel_of
 from training.judges import errors
 from training.phones import CLASSES, classes, collapsed, frame_labels
 from training.texts import held_out
@@ -45,6 +46,7 @@ LONGEST = 2400
 
 BATCH_FRAMES, STEPS, LEARNING_RATE = 12_000, 6000, 1.2e-3
 LOUDNESS_SHARE = 0.2
+CTC_SHARE = 1.0
 SEED = 2
 
 
@@ -216,7 +218,9 @@ def loss_of(
         else:
             target = torch.tensor(classes(example.record.phones))
             length, size = torch.tensor([len(own)]), torch.tensor([len(target)])
-            total = total + 0.3 * F.ctc_loss(own[:, None], target, length, size, reduction="sum", zero_infinity=True)
+            total = total + CTC_SHARE * F.ctc_loss(
+                own[:, None], target, length, size, reduction="sum", zero_infinity=True
+            )
         total = total + LOUDNESS_SHARE * F.mse_loss(loud[row, :count], loudness(mel), reduction="sum")
     return total / sum(code_count(len(mel)) * ANSWERS for mel in clean)
 
@@ -230,7 +234,7 @@ def usable(example: Example, speakers: frozenset[str]) -> bool:
 
 def read_sets(work: Path, names: tuple[str, ...]) -> list[Example]:
     """Return the examples of some sets, as far as their log-mels were made."""
-    return [one for name in names for one in read_examples(work / name, work / "mels" / name)]
+    return [one for name in names for one in read_aligned(work, name, work / "mels" / name)]
 
 
 def train(work: Path, out: Path, steps: int) -> None:
