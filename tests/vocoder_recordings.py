@@ -13,13 +13,47 @@ from torch import Tensor, nn
 
 from stepaudio.tokens import LINGUISTIC_CODES, SEMANTIC_CODES, interleave
 from stepaudio.types import SpeechTokens
-from stepaudio.vocoder.config import read_config
+from stepaudio.vocoder.config import DitConfig, EncoderConfig, FlowConfig, HiftConfig, read_config
 from stepaudio.vocoder.flow import Flow
 from stepaudio.vocoder.hift import HiFT
 from stepaudio.vocoder.weights import FLOW_NAME, HIFT_NAME, fill, hift_names, read_state
 
 STAGE, MEL, SOUND = 1e-4, 1e-3, 1e-4
 """The tolerances that the recordings come with, relative to the largest value."""
+
+_DILATIONS = ((1, 3, 5),) * 3
+REAL_FLOW = FlowConfig(
+    input_size=512,
+    mel_channels=80,
+    speaker_size=192,
+    vocabulary=5121,
+    guidance=0.7,
+    encoder=EncoderConfig(
+        512, 512, lookahead=3, blocks=6, up_blocks=4, up_stride=2, up_factor=2, heads=8, linear_units=2048
+    ),
+    dit=DitConfig(320, 80, mlp_ratio=4.0, depth=16, heads=8, head_dim=64, hidden=512),
+)
+REAL_HIFT = HiftConfig(
+    mel_channels=80,
+    base_channels=512,
+    harmonics=8,
+    sample_rate=24000,
+    sine_level=0.1,
+    noise_level=0.003,
+    voiced_threshold=10.0,
+    upsample_rates=(8, 5, 3),
+    upsample_kernels=(16, 11, 7),
+    n_fft=16,
+    hop=4,
+    resblock_kernels=(3, 7, 11),
+    resblock_dilations=_DILATIONS,
+    source_kernels=(7, 7, 11),
+    source_dilations=_DILATIONS,
+    slope=0.1,
+    limit=0.99,
+    f0_channels=512,
+)
+"""The sizes of the real networks."""
 
 
 class Recordings:
