@@ -88,3 +88,11 @@ def test_bounds_in_answers_become_samples_that_give_the_same_labels() -> None:
     found = with_bounds(example, "hɛl", [2, 4, 7, 8], 2)
     h, e, l = classes("hɛl")  # noqa: E741
     assert labels_of(found).tolist() == [0, 0, h, h, e, e, e, l, *[SILENCE] * 8]
+
+
+def test_a_text_of_hundreds_of_phonemes_is_aligned() -> None:
+    """The number of a state once overflowed eight bits."""
+    answers = "hɛlɪd" * 60
+    _, bounds, mean = aligned(sure(answers), answers)
+    assert bounds == list(range(301))
+    assert mean == pytest.approx(np.log(0.9))

@@ -76,7 +76,7 @@ def best_path(scores: np.ndarray, optional: np.ndarray) -> np.ndarray:
     path = np.empty(steps, np.int64)
     for step in range(steps - 1, -1, -1):
         path[step] = state
-        state -= back[step, state]
+        state -= int(back[step, state])
     return path
 
 
