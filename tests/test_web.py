@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stepaudio.audiofile import load_reference
+from stepaudio.cache import EncodingCache
 from stepaudio.errors import InvalidInput
 from stepaudio.text import clean
 from stepaudio.types import EncodingTimes, SpeechTokens, Stage, Synthesis, Timings, Waveform
@@ -55,7 +56,7 @@ def test_values_are_filled_in():
     assert say("en", "waiting", position=3) == "Waiting: 3 ahead"
 
 
-def test_each_error_of_a_bad_file_or_field_has_a_chinese_sentence():
+def test_each_sentence_that_a_user_may_meet_has_a_chinese_one(tmp_path):
     from tests.test_audiofile import BAD, LIMITS
 
     sentences = []
@@ -67,6 +68,9 @@ def test_each_error_of_a_bad_file_or_field_has_a_chinese_sentence():
         with pytest.raises(InvalidInput) as caught:
             clean(text, what=what, limit=5)
         sentences.append(str(caught.value))
+    (tmp_path / "file").write_text("where the folder should be")
+    with EncodingCache(tmp_path / "file", "f", size_limit=2**20) as cache:
+        sentences.append(cache.stats().problem)
     for sentence in sentences:
         assert in_language(sentence, "en") == sentence
         assert re.search("[\u4e00-\u9fff]", in_language(sentence, "zh")), sentence

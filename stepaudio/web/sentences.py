@@ -59,6 +59,9 @@ CHINESE = {
     "The program is being shut down and takes no more jobs; please try again later.": (
         "程序正在关闭，不再接受请求；请稍后再试。"
     ),
+    "The cache in {folder} cannot be written ({reason}); requests still work, but new voices are encoded every time.": (
+        "无法写入缓存 {folder}（{reason}）；请求仍可正常处理，但每个新声音都需要重新编码。"
+    ),
     "The job was cancelled.": "任务已取消。",
     "The request was stopped while {what}.": "请求已停止。",
     "The synthesis was stopped.": "请求已停止。",

@@ -81,7 +81,7 @@ def banners(service: Service, stats: CacheStats | None, language: Language) -> s
         if notice:
             sentences.append(notice.get(language, notice.get("en", "")))
     if stats is not None and stats.problem:
-        sentences.append(stats.problem)
+        sentences.append(in_language(stats.problem, language))
     return "\n\n".join(f"⚠️ {sentence}" for sentence in sentences)
 
 
