@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 EDITX, TOKENIZER, COSYVOICE = "Step-Audio-EditX", "Step-Audio-Tokenizer", "CosyVoice-300M-25Hz"
 CARD = "card.json"
+LM_CONFIG = "config.json"
+"""Of the language model; a folder that holds the other parts alone cannot speak and is not taken."""
+
 MINI = "mini"
 
 
@@ -80,7 +83,7 @@ def choose_weights(settings: Settings) -> WeightsFolder:
     if settings.weights:
         named = Path(settings.weights)
         path = named if named.is_absolute() or len(named.parts) > 1 else settings.models_dir / named
-        if not _complete(path):
+        if not _present(path):
             raise WeightsError(
                 f"The weights folder {path} does not hold both {EDITX} and {TOKENIZER}; "
                 "'python -m stepaudio download' fetches the real weights."
@@ -110,8 +113,12 @@ def read_card(folder: Path) -> WeightsCard:
         raise WeightsError(f"The file {CARD} in {folder} cannot be read: {error}.") from error
 
 
-def _complete(folder: Path) -> bool:
+def _present(folder: Path) -> bool:
     return (folder / EDITX).is_dir() and (folder / TOKENIZER).is_dir()
+
+
+def _complete(folder: Path) -> bool:
+    return _present(folder) and (folder / EDITX / LM_CONFIG).is_file()
 
 
 def _tiny_folder(cache_dir: Path) -> Path:

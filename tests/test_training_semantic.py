@@ -14,16 +14,18 @@ from stepaudio.encoder.s3 import SemanticEncoder
 from training.data import Example, mel_of
 from training.phones import IGNORED, SILENCE, classes
 from training.semantic import (
+    CEPSTRA,
     LEVELS,
     WIDTH,
     Bottleneck,
     Teacher,
     augmented,
+    envelope,
     export,
     gathered,
     labels_of,
     loss_of,
-    loudness,
+    pitch_course,
     usable,
 )
 from training.shards import ClipRecord
@@ -61,8 +63,8 @@ def test_gradients_pass_the_rounding() -> None:
     model = Teacher()
     batch = [example(80, "hɛlO", (0, 3000, 6000, 9000, 12000)), example(101, "hɛlO")]
     clean = [torch.from_numpy(one.bank.astype(np.float32)) for one in batch]
-    logits, loud = model(*gathered(clean))
-    loss_of(logits, loud, batch, clean).backward()
+    logits, sound = model(*gathered(clean))
+    loss_of(logits, sound, batch, clean, [np.full(40, 120.0, np.float32), None]).backward()
     assert [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()] == []
 
 
@@ -100,10 +102,29 @@ def test_labels_lie_beside_the_mel_frame_of_their_code() -> None:
     assert labels_of(example(8)).tolist() == [IGNORED] * 4
 
 
-def test_loudness_has_a_value_for_each_code_and_no_bias() -> None:
-    level = loudness(torch.rand(57, 128))
-    assert len(level) == 15
-    assert float(level.mean()) == pytest.approx(0, abs=1e-5)
+def test_the_envelope_has_two_rows_for_each_code_and_no_bias() -> None:
+    mel = torch.rand(41, 128)
+    rows = envelope(mel)
+    assert rows.shape == (2 * 11, CEPSTRA)
+    torch.testing.assert_close(rows.mean(0), torch.zeros(CEPSTRA), atol=1e-5, rtol=0)
+    torch.testing.assert_close(envelope(mel + 0.7), rows, atol=1e-4, rtol=0)
+
+
+def test_the_course_of_the_pitch_knows_no_octave_and_has_holes_where_nothing_is_voiced() -> None:
+    pitch = np.array([100, 100, 0, 200, 100], np.float32)
+    course = pitch_course(pitch, 7).numpy()
+    np.testing.assert_allclose(course, [0, 0, np.nan, 3, 0, np.nan, np.nan])  # an octave is 4, held to 3
+    np.testing.assert_allclose(pitch_course(2 * pitch, 7).numpy(), course)
+    assert np.isnan(pitch_course(np.zeros(5, np.float32), 5).numpy()).all()
+
+
+def test_a_gain_in_a_band_of_the_whole_clip_changes_no_code() -> None:
+    torch.manual_seed(0)
+    tokenizer = Teacher().tokenizer.eval()
+    mel, gains = torch.rand(120, 128), torch.rand(128)
+    with torch.no_grad():
+        first, second = (tokenizer(*gathered([one])) for one in (mel, mel + gains))
+    assert (first == second).float().mean() > 0.95
 
 
 def test_held_out_speakers_and_clips_without_phonemes_are_not_trained_on() -> None:

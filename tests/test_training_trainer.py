@@ -10,7 +10,7 @@ from torch import nn
 
 from training.data import Example
 from training.shards import ClipRecord
-from training.trainer import Plan, run, schedule
+from training.trainer import Plan, best_weights, run, schedule
 
 
 def examples() -> list[Example]:
@@ -19,7 +19,7 @@ def examples() -> list[Example]:
     return [Example(record, rng.standard_normal((4, 3)).astype(np.float16), 0) for _ in range(12)]
 
 
-def train(checkpoint: Path, steps: int, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+def train(checkpoint: Path, steps: int, stop_at: int | None = None, average: float = 0.0) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     done = []
@@ -31,7 +31,7 @@ def train(checkpoint: Path, steps: int, stop_at: int | None = None) -> dict[str,
         rows = torch.from_numpy(np.concatenate([one.bank for one in batch])).float()
         return (model(rows) - torch.randn(len(rows), 1, generator=generator)).square().mean()
 
-    plan = Plan(steps=steps, batch=8, rate=1e-2, warm_up=4, save_every=1)
+    plan = Plan(steps=steps, batch=8, rate=1e-2, warm_up=4, save_every=1, average=average)
     try:
         run(model, examples(), [4] * 12, loss, checkpoint, plan)
     except KeyboardInterrupt:
@@ -65,3 +65,15 @@ def test_the_learning_rate_rises_then_falls() -> None:
     plan = Plan(steps=1000, batch=1, rate=1.0)
     rates = [schedule(step, plan) for step in (0, 100, 200, 600, 1000)]
     assert rates[0] < rates[1] < rates[2] > rates[3] > rates[4] > 0
+
+
+def test_the_running_average_lags_behind_the_weights_and_survives_a_break(tmp_path: Path) -> None:
+    train(tmp_path / "plain.pt", 12)
+    whole = train(tmp_path / "whole.pt", 12, average=0.9)
+    train(tmp_path / "broken.pt", 12, stop_at=6, average=0.9)
+    train(tmp_path / "broken.pt", 12, average=0.9)
+    average = best_weights(tmp_path / "whole.pt")
+    for name, value in whole.items():
+        torch.testing.assert_close(best_weights(tmp_path / "plain.pt")[name], value)
+        torch.testing.assert_close(best_weights(tmp_path / "broken.pt")[name], average[name])
+        assert not torch.equal(average[name], value)

@@ -22,9 +22,17 @@ def settings(tmp_path):
 def layout(folder, card=None):
     for name in ("Step-Audio-EditX", "Step-Audio-Tokenizer"):
         (folder / name).mkdir(parents=True)
+    (folder / "Step-Audio-EditX" / "config.json").write_text("{}")
     if card is not None:
         (folder / "card.json").write_text(json.dumps(card))
     return folder
+
+
+def test_mini_without_its_language_model_is_not_taken(settings, tmp_path):
+    mini = layout(tmp_path / "models" / "mini", {"title": "mini"})
+    assert choose_weights(settings()).path == mini
+    (mini / "Step-Audio-EditX" / "config.json").unlink()
+    assert choose_weights(settings()).path == tmp_path / "cache" / tiny_name()
 
 
 def test_without_any_weights_tiny_ones_are_written_once_and_say_that_they_make_noise(settings, tmp_path):

@@ -22,6 +22,8 @@ WINDOW = 3840
 """Samples of one window of the linguistic encoder: clips are padded to whole windows."""
 
 BINS, STACK, STRIDE = 80, 7, 6
+HIBARI_EVERY = 4
+"""Of the one-voice teacher's clips, a pass shows one in so many; recordings and mixtures it shows twice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +92,17 @@ def mel_of(samples: np.ndarray, rate: int) -> tuple[np.ndarray, int]:
     return mel.T.astype(np.float16), audio.loud_range(loud)[0] - audio.KEEP_BEFORE
 
 
-def cache_features(shards: Path, cache: Path, make: Callable[[np.ndarray, int], tuple[np.ndarray, int]]) -> int:
+def cache_features(
+    shards: Path, cache: Path, make: Callable[[np.ndarray, int], tuple[np.ndarray, int]], most: int | None = None
+) -> int:
     """Write the features of every whole shard that has none yet; return how many were made. Survives a kill.
 
     make: (samples, rate) -> (features of a clip, where they begin); see bank_of and mel_of.
+    most: of so many shards at most, the first ones.
     """
     cache.mkdir(parents=True, exist_ok=True)
     made = 0
-    for index in sorted(shards.glob("shard-*.jsonl")):
+    for index in sorted(shards.glob("shard-*.jsonl"))[:most]:
         number = int(index.stem.removeprefix("shard-"))
         path = shard_paths(cache, number)[0]
         if path.is_file():
@@ -131,6 +136,13 @@ def read_examples(shards: Path, cache: Path) -> Iterator[Example]:
         for record, (count, offset) in zip(records, places, strict=True):
             yield Example(record, flat[place : place + count], int(offset))
             place += int(count)
+
+
+def times_shown(example: Example, number: int) -> int:
+    """Return how often a pass shows clip ``number``: unknown voices are learned from many voices, not from one."""
+    if example.record.speaker == "hibari":
+        return int(number % HIBARI_EVERY == 0)
+    return 1 if example.record.speaker.startswith("disguised") else 2
 
 
 def batches(lengths: Sequence[int], most: int, seed: int, epoch: int) -> list[list[int]]:

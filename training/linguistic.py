@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stepaudio.encoder.sanm import SanmConfig, SanmEncoder
 from training.align import read_aligned
-from training.data import BINS, RATE, STACK, STRIDE, Example, bank_of, cache_features, stacked
+from training.data import BINS, RATE, STACK, STRIDE, Example, bank_of, cache_features, stacked, times_shown
 from training.judges import errors
 from training.phones import CLASSES, classes, collapsed, frame_labels
 from training.texts import held_out
@@ -86,7 +86,7 @@ def augmented(bank: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
     bins = torch.linspace(-1, 1, BINS)
     bank = bank + draw(-1.5, 1.0) + draw(-1.2, 1.2) * bins + draw(-0.6, 0.6) * torch.cos(math.pi * draw(1, 4) * bins)
-    if draw(0, 1) < 0.5:
+    if draw(0, 1) < 0.25:
         noise = draw(3.0, 11.0) + draw(-1.5, 1.5) * bins + 0.5 * torch.randn(bank.shape, generator=generator)
         bank = torch.logaddexp(bank, noise)
     bank = bank.clone()
@@ -158,7 +158,8 @@ def train(work: Path, out: Path, steps: int, threads: int) -> None:
     """Train until ``steps`` steps are done, from the last checkpoint if there is one."""
     torch.set_num_threads(threads)
     speakers = held_out().speakers
-    examples = [one for one in read_sets(work, SETS) if usable(one, speakers)]
+    found = [one for one in read_sets(work, SETS) if usable(one, speakers)]
+    examples = [one for number, one in enumerate(found) for _ in range(times_shown(one, number))]
     log.info("%d clips, %.1f h", len(examples), sum(one.frames for one in examples) * 0.06 / 3600)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)

@@ -3,7 +3,10 @@
 The recipe of S3 (Du et al., CosyVoice, arXiv 2407.05407): an encoder that must tell phonemes through a bottleneck of
 discrete codes, 25 a second. The bottleneck is finite scalar quantisation (Mentzer et al., arXiv 2309.15505): no
 codebook, no dead codes. Exported with the signature of speech_tokenizer_v1.onnx; only what stands before the
-bottleneck is exported. Besides phonemes the codes must tell loudness, a part of prosody.
+bottleneck is exported.
+
+Besides phonemes the codes must tell the spectral envelope and the course of the pitch, both less the clip's mean: an
+encoder as small as this confuses phonemes, and what it took for the wrong one can still be said as it sounded.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from torch import nn
 
 from stepaudio.features import WHISPER_MELS
 from training.align import read_aligned
-from training.data import RATE, Example, cache_features, mel_of
+from training.data import RATE, Example, cache_features, mel_of, read_examples, times_shown
 from training.judges import errors
 from training.phones import CLASSES, classes, collapsed, frame_labels
 from training.texts import held_out
@@ -33,8 +36,8 @@ WIDTH, HEADS, HIDDEN, KERNEL = 160, 4, 480, 11
 BEFORE, AFTER = 4, 2
 """Blocks before the bottleneck, which are exported, and after it."""
 
-LEVELS = (8, 5, 5, 5)
-"""Steps of each number of the bottleneck: 1000 codes, which fit into the 4096 that the language model knows."""
+LEVELS = (5, 5, 5, 4, 4)
+"""Steps of each number of the bottleneck: 2000 codes, which fit into the 4096 that the language model knows."""
 
 SHRINK = 4
 """Mel frames of 10 ms in one code."""
@@ -45,7 +48,17 @@ LONGEST = 2400
 """Mel frames of the longest clip that is trained on (24 s)."""
 
 BATCH_FRAMES, STEPS, LEARNING_RATE = 12_000, 6000, 1.2e-3
-LOUDNESS_SHARE = 0.2
+CEPSTRA = 24
+"""Numbers that tell the envelope of a frame: its cosine transform's first, loudness among them."""
+
+ENVELOPE_SCALES = 0.6 * (1 + torch.arange(CEPSTRA)) ** 0.4
+"""The first numbers vary by 2.9, the last by 0.2: this brings them nearer to each other, but not quite."""
+
+ENVELOPE_SHARE, PITCH_SHARE = 1.0, 0.3
+PITCH_SCALE = 4.0
+"""Of log2 of the pitch over the clip's median: a fourth of an octave is 1."""
+
+INPUT_SCALE = 4.0
 CTC_SHARE = 1.0
 SEED = 2
 
@@ -116,7 +129,9 @@ class Tokenizer(nn.Module):
     def encode(self, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (B, L, WIDTH) before the bottleneck, and its mask (B, L, 1)."""
         mask = self._mask(mel.shape[2], lengths)
-        x = F.gelu(self.conv1(mel * mask))
+        # Less each band's mean over the clip: what microphone and voice add to all of it is nobody's phoneme.
+        mean = (mel * mask).sum(2, keepdim=True) / mask.sum(2, keepdim=True).clamp(min=1)
+        x = F.gelu(self.conv1((mel - mean) * mask * INPUT_SCALE))
         lengths = (lengths + 1) // 2
         x = F.gelu(self.conv2(x * self._mask(x.shape[2], lengths)))
         lengths = (lengths + 1) // 2
@@ -135,23 +150,23 @@ class Tokenizer(nn.Module):
 
 
 class Teacher(nn.Module):
-    """The tokenizer and what learns to read phonemes and loudness off its codes; the latter is thrown away."""
+    """The tokenizer and what learns to read phonemes, envelope and pitch off its codes; the latter is thrown away."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = Tokenizer()
         self.blocks = nn.ModuleList(Block() for _ in range(AFTER))
         self.norm = nn.LayerNorm(WIDTH)
-        self.reader = nn.Linear(WIDTH, ANSWERS * CLASSES + 1)
+        self.reader = nn.Linear(WIDTH, ANSWERS * (CLASSES + CEPSTRA + 1))
 
     def forward(self, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (B, 2 L, CLASSES) and loudness (B, L)."""
+        """Return logits (B, 2 L, CLASSES) and envelope and pitch (B, 2 L, CEPSTRA + 1)."""
         x, mask = self.tokenizer.encode(mel, lengths)
         x = self.tokenizer.bottleneck(x)
         for block in self.blocks:
             x = block(x, mask)
-        out = self.reader(self.norm(x)).float()
-        return out[..., 1:].unflatten(-1, (ANSWERS, CLASSES)).flatten(1, 2), out[..., 0]
+        out = self.reader(self.norm(x)).float().unflatten(-1, (ANSWERS, -1)).flatten(1, 2)
+        return out[..., :CLASSES], out[..., CLASSES:]
 
 
 def code_count(frames: int) -> int:
@@ -188,10 +203,30 @@ def augmented(mel: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return mel
 
 
-def loudness(mel: torch.Tensor) -> torch.Tensor:
-    """Return the loudness at every code, (L,), in deviations from the clip's mean."""
-    level = F.avg_pool1d(mel.mean(1)[None, None], SHRINK, ceil_mode=True)[0, 0]
-    return (level - level.mean()) / (level.std() + 1e-3)
+def cosines() -> torch.Tensor:
+    """Return the cosine transform, (WHISPER_MELS, CEPSTRA), orthonormal."""
+    place = torch.arange(WHISPER_MELS)[:, None] + 0.5
+    table = torch.cos(place * torch.arange(CEPSTRA) * math.pi / WHISPER_MELS) * math.sqrt(2 / WHISPER_MELS)
+    table[:, 0] /= math.sqrt(2)
+    return table
+
+
+def envelope(mel: torch.Tensor) -> torch.Tensor:
+    """Return the envelope at every answer, (2 L, CEPSTRA), of a log-mel (T, 128), less the clip's mean."""
+    padded = F.pad(mel.T, (0, code_count(len(mel)) * SHRINK - len(mel)), mode="replicate").T
+    rows = padded.unflatten(0, (-1, SHRINK // ANSWERS)).mean(1)
+    return (rows - rows.mean(0)) @ cosines() * ENVELOPE_SCALES
+
+
+def pitch_course(pitch: np.ndarray, count: int) -> torch.Tensor:
+    """Return the course of the pitch at ``count`` answers, (count,), from Hz at every 20 ms; NaN where unvoiced."""
+    out = np.full(count, np.nan, np.float32)
+    voiced = pitch > 0
+    if voiced.any():
+        course = np.log2(np.maximum(pitch, 1.0) / np.median(pitch[voiced])) * PITCH_SCALE
+        course = np.where(voiced, course.clip(-3, 3), np.nan)
+        out[: len(course)] = course[:count]
+    return torch.from_numpy(out)
 
 
 def labels_of(example: Example) -> np.ndarray:
@@ -205,14 +240,21 @@ def labels_of(example: Example) -> np.ndarray:
 
 
 def loss_of(
-    logits: torch.Tensor, loud: torch.Tensor, examples: list[Example], clean: list[torch.Tensor]
+    logits: torch.Tensor,
+    sound: torch.Tensor,
+    examples: list[Example],
+    clean: list[torch.Tensor],
+    pitches: list[np.ndarray | None],
 ) -> torch.Tensor:
-    """Return the mean loss of an answer: cross-entropy where aligned, CTC for a text alone, and loudness."""
+    """Return the mean loss of an answer: cross-entropy where aligned, CTC for a text alone, envelope and pitch.
+
+    pitches: Hz at every 20 ms of a clip, None where it is not known.
+    """
     scores = logits.log_softmax(-1)
     total = logits.new_zeros(())
-    for row, (example, mel) in enumerate(zip(examples, clean, strict=True)):
-        count = code_count(len(mel))
-        own = scores[row, : count * ANSWERS]
+    for row, (example, mel, pitch) in enumerate(zip(examples, clean, pitches, strict=True)):
+        count = code_count(len(mel)) * ANSWERS
+        own = scores[row, :count]
         if example.record.bounds:
             total = total + F.nll_loss(own, torch.from_numpy(labels_of(example)), reduction="sum")
         else:
@@ -221,7 +263,12 @@ def loss_of(
             total = total + CTC_SHARE * F.ctc_loss(
                 own[:, None], target, length, size, reduction="sum", zero_infinity=True
             )
-        total = total + LOUDNESS_SHARE * F.mse_loss(loud[row, :count], loudness(mel), reduction="sum")
+        wrong = (sound[row, :count, :CEPSTRA] - envelope(mel)).square().mean(1)
+        total = total + ENVELOPE_SHARE * wrong.sum()
+        if pitch is not None:
+            course = pitch_course(pitch, count)
+            wrong = (sound[row, :count, CEPSTRA] - course.nan_to_num()).square() * course.isfinite()
+            total = total + PITCH_SHARE * wrong.sum()
     return total / sum(code_count(len(mel)) * ANSWERS for mel in clean)
 
 
@@ -237,10 +284,21 @@ def read_sets(work: Path, names: tuple[str, ...]) -> list[Example]:
     return [one for name in names for one in read_aligned(work, name, work / "mels" / name)]
 
 
+def read_pitches(work: Path) -> dict[str, np.ndarray]:
+    """Return the pitch of every clip whose acoustic rows were made, by name."""
+    return {
+        one.record.name: np.asarray(one.bank[:, -1], np.float32)
+        for name in SETS
+        for one in read_examples(work / name, work / "acoustic" / name)
+    }
+
+
 def train(work: Path, out: Path, steps: int) -> None:
     """Train until ``steps`` steps are done, from the last checkpoint if there is one."""
     speakers = held_out().speakers
-    examples = [one for one in read_sets(work, SETS) if usable(one, speakers)]
+    found = [one for one in read_sets(work, SETS) if usable(one, speakers)]
+    examples = [one for number, one in enumerate(found) for _ in range(times_shown(one, number))]
+    pitches = read_pitches(work)
     log.info("%d clips, %.1f h", len(examples), sum(len(one.bank) for one in examples) / 360_000)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
@@ -251,8 +309,8 @@ def train(work: Path, out: Path, steps: int) -> None:
         clean = [torch.from_numpy(np.asarray(one.bank, np.float32)) for one in batch]
         mels, lengths = gathered([augmented(mel, generator) for mel in clean])
         with torch.autocast("cpu", torch.bfloat16):
-            logits, loud = model(mels, lengths)
-        return loss_of(logits, loud, batch, clean)
+            logits, sound = model(mels, lengths)
+        return loss_of(logits, sound, batch, clean, [pitches.get(one.record.name) for one in batch])
 
     plan = Plan(steps=steps, batch=BATCH_FRAMES, rate=LEARNING_RATE, seed=SEED)
     run(model, examples, [len(one.bank) for one in examples], loss, out / "checkpoint.pt", plan)

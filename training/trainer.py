@@ -8,14 +8,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from training.data import Example, batches
+from training.data import batches
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Plan:
     weight_decay: float = 0.02
     clip: float = 2.0
     seed: int = 1
+    average: float = 0.0
+    """Above 0: a running average of the weights is kept, this share of the old one at each step."""
+
     save_every: int = 200
     say_every: int = 50
 
@@ -41,11 +47,29 @@ def schedule(step: int, plan: Plan) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
 
 
+@torch.no_grad()
+def follow(average: dict[str, torch.Tensor], model: nn.Module, share: float) -> None:
+    """Bring the running average of the weights, if one is kept, a step nearer to the model's."""
+    values = model.state_dict()
+    for name, kept in average.items():
+        if kept.is_floating_point():
+            kept.lerp_(values[name], 1 - share)
+        else:
+            kept.copy_(values[name])
+
+
+def best_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint: their running average where one was kept."""
+    state = torch.load(checkpoint, weights_only=True)
+    found: dict[str, torch.Tensor] = state.get("average") or state["model"]
+    return found
+
+
 def run(
     model: nn.Module,
-    examples: list[Example],
+    examples: list[Item],
     sizes: list[int],
-    loss_of: Callable[[list[Example], torch.Generator], torch.Tensor],
+    loss_of: Callable[[list[Item], torch.Generator], torch.Tensor],
     checkpoint: Path,
     plan: Plan,
 ) -> None:
@@ -55,11 +79,15 @@ def run(
     """
     optimizer = torch.optim.AdamW(model.parameters(), plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
     step = epoch = 0
+    average: dict[str, torch.Tensor] = {}
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, epoch = int(state["step"]), int(state["epoch"])
+        average = state.get("average", {})
+    if plan.average and not average:
+        average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     log.info("%d clips, from step %d of %d", len(examples), step, plan.steps)
     recent, begun = [], time.perf_counter()
     order: list[list[int]] = []
@@ -76,6 +104,7 @@ def run(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
         optimizer.step()
+        follow(average, model, min(plan.average, (step + 1) / (step + 10)))
         recent.append(loss.item())
         step += 1
         if step % plan.say_every == 0:
@@ -84,6 +113,7 @@ def run(
             recent, begun = [], time.perf_counter()
         if step % plan.save_every == 0 or step == plan.steps:
             content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "epoch": epoch}
+            content |= {"average": average} if average else {}
             partial = checkpoint.with_suffix(".part")
             torch.save(content, partial)
             partial.replace(checkpoint)

@@ -112,7 +112,7 @@ def write_vocoder(folder: Path, seed: int) -> None:
     weights["f0_predictor.classifier.bias"] += F0_HZ
     for key in filter(CALMED.fullmatch, weights):
         weights[key] *= CALM
-    torch.save(_as_stored(weights), folder / HIFT_NAME)
+    torch.save(as_stored(weights), folder / HIFT_NAME)
 
 
 def _draw(module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
@@ -131,7 +131,7 @@ def _draw(module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     return weights
 
 
-def _as_stored(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def as_stored(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return HiFT's weights as hift.pt holds them: a length and a direction for each that is normalised."""
     stored = {}
     for key, value in weights.items():

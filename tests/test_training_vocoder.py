@@ -1,0 +1,162 @@
+"""Training of flow and HiFT: through the product's modules, and into files that the product loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stepaudio.tokens import interleave
+from stepaudio.vocoder.config import read_config
+from stepaudio.vocoder.vocoder import load_vocoder
+from training import codes, export, flow, hift
+from training.codes import Spoken, read_spoken
+from training.shards import Clip, ClipRecord, write_shard
+from training.texts import held_out
+
+
+def spoken(length: int, speaker: str = "s", seed: int = 0) -> Spoken:
+    rng = np.random.default_rng(seed)
+    rows = np.stack((rng.integers(0, 1024, length), rng.integers(1025, 3025, length)), 1).astype(np.int16)
+    mel = rng.normal(-6, 2, (2 * length, 81)).astype(np.float16)
+    record = ClipRecord("n", speaker, 0, 1, 16000, "en", "", "", ())
+    return Spoken(record, rows, mel, rng.standard_normal(192).astype(np.float32))
+
+
+def test_the_velocity_is_the_products_where_all_clips_have_one_time() -> None:
+    torch.manual_seed(0)
+    estimator = flow.Trainee(read_config(hift.CONFIG).flow).flow.decoder.estimator.eval()
+    for part in (*estimator.blocks, estimator.final_layer):
+        torch.nn.init.normal_(part.adaLN_modulation[1].weight, std=0.1)
+    mixed, conditions = torch.randn(2, 30, 80), torch.randn(2, 30, 240)
+    with torch.no_grad():
+        modulation = estimator.modulation(torch.tensor([0.3]))
+        expected = estimator(mixed, estimator.project(conditions), modulation, 0)
+        found = flow.velocity(estimator, mixed, conditions, torch.tensor([0.3, 0.3]))
+        other = flow.velocity(estimator, mixed, conditions, torch.tensor([0.3, 0.9]))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(other[0], expected[0], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(other[1], expected[1], atol=1e-2)
+
+
+def test_crops_of_a_batch_have_one_length_and_whole_groups() -> None:
+    clips = [spoken(70, seed=1), spoken(64, seed=2)]
+    rows, mel = flow.crops(clips, torch.Generator().manual_seed(5))
+    assert rows.shape == (2, 60, 2)
+    assert mel.shape == (2, 120, 80)
+    for clip, row, frames in zip(clips, rows, mel, strict=True):
+        starts = [n for n in range(len(clip.rows) - 59) if (clip.rows[n : n + 60] == row.numpy()).all()]
+        assert len(starts) == 1
+        assert starts[0] % 3 == 0
+        np.testing.assert_array_equal(clip.mel[2 * starts[0] :][:120, :80].astype(np.float32), frames)
+
+
+def test_the_loss_reaches_every_weight_of_the_flow() -> None:
+    torch.manual_seed(0)
+    model = flow.Trainee(read_config(hift.CONFIG).flow)
+    for part in (*model.flow.decoder.estimator.blocks, model.flow.decoder.estimator.final_layer):
+        torch.nn.init.normal_(part.adaLN_modulation[1].weight, std=0.1)
+    batch = [spoken(40, seed=n) for n in range(4)]
+    loss = flow.loss_of(model, batch, flow.Voices(batch), torch.Generator().manual_seed(1))
+    loss.backward()
+    assert float(loss) < 40  # begins near the mels' mean
+    assert [name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()] == []
+
+
+def test_only_a_clip_of_the_same_voice_lends_its_vector() -> None:
+    clips = [spoken(40, "a", 1), spoken(40, "a", 2), spoken(40, "b", 3)]
+    voices = flow.Voices(clips)
+    generator = torch.Generator().manual_seed(0)
+    drawn = {voices.draw(clips[0], generator).tobytes() for _ in range(50)}
+    assert drawn == {clips[0].voice.tobytes(), clips[1].voice.tobytes()}
+
+
+def test_codes_and_rows_of_a_clip_meet_and_held_out_speakers_are_not_trained_on(tmp_path: Path) -> None:
+    own = sorted(held_out().speakers)[0]
+    clips = [Clip(name, speaker, np.zeros(16000, np.float32), 16000) for name, speaker in (("a", "s"), ("b", own))]
+    write_shard(tmp_path / "recordings", 0, clips)
+    for kind, rows in (("acoustic", 90), ("banks", 5), ("mels", 5)):
+        folder = tmp_path / kind / "recordings"
+        folder.mkdir(parents=True)
+        np.save(folder / "shard-00000.npy", np.ones((2 * rows, 81), np.float16))
+        np.save(folder / "shard-00000.places.npy", np.array([[rows, 0], [rows, 0]]))
+
+    class Encoders:
+        def encode(self, bank: np.ndarray, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return np.full((48, 2), 7, np.int16), np.ones(192, np.float32)
+
+    made = codes.features_of(tmp_path, "recordings")
+    assert list(made) == [0]
+    codes.encode_shard(Encoders(), tmp_path, "recordings", 0, *made[0])  # type: ignore[arg-type]
+    first, second = read_spoken(tmp_path, "recordings")
+    assert (first.record.name, second.record.name) == ("a", "b")
+    assert first.rows.shape == (45, 2)  # the mel has 90 frames
+    assert first.mel.shape == (90, 81)
+    assert {one.record.speaker for one in flow.training_clips(tmp_path)} == {"s"}
+
+
+def test_the_spectral_loss_hears_spectra_and_not_phases() -> None:
+    t = torch.arange(15360) / 24000
+    tone = 0.3 * torch.sin(2 * torch.pi * 440 * t)[None]
+    shifted = 0.3 * torch.cos(2 * torch.pi * 440 * t)[None]
+    other = 0.3 * torch.sin(2 * torch.pi * 660 * t)[None]
+    wide = torch.tensor([True])
+    assert float(hift.spectral_loss(tone, tone, wide)) < 1e-6
+    assert float(hift.spectral_loss(shifted, tone, wide)) < 0.3 * float(hift.spectral_loss(other, tone, wide))
+
+
+def test_above_8_khz_a_recording_of_16_khz_teaches_nothing() -> None:
+    torch.manual_seed(0)
+    noise = 0.1 * torch.randn(1, 15360)
+    high = 0.1 * torch.sin(2 * torch.pi * 10000 * torch.arange(15360) / 24000)[None]
+    narrow, wide = (float(hift.spectral_loss(noise + high, noise, torch.tensor([one]))) for one in (False, True))
+    assert narrow < 0.2 * wide
+
+
+def test_the_loss_reaches_every_weight_of_hift(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    torch.manual_seed(0)
+    model = hift.Generator()
+    mel, pitch = torch.randn(2, 80, hift.CROP) - 6, torch.full((2, hift.CROP), 150.0)
+    made, told = model(mel, pitch, torch.randn(2, 480 * hift.CROP, 17))
+    assert made.shape == (2, 480 * hift.CROP)
+    true = 0.1 * torch.randn(made.shape)
+    (hift.spectral_loss(made, true, torch.tensor([True, True])) + (told - pitch).abs().mean()).backward()
+    assert [name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()] == []
+
+
+def test_the_exported_vocoder_is_loaded_by_the_product_and_speaks(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trainee, generator = flow.Trainee(read_config(hift.CONFIG).flow), hift.Generator()
+    for name, model in (("flow", trainee), ("hift", generator)):
+        (tmp_path / name).mkdir()
+        torch.save({"model": model.state_dict()}, tmp_path / name / "checkpoint.pt")
+    export.export_flow(tmp_path, tmp_path / "mini")
+    export.export_hift(tmp_path, tmp_path / "mini")
+    vocoder = load_vocoder(tmp_path / "mini" / export.EDITX / export.COSYVOICE, torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    tokens = interleave(rng.integers(0, 1024, 8), rng.integers(0, 2000, 12))
+    with torch.inference_mode():
+        mel = vocoder.flow(tokens, tokens, np.zeros((24, 80), np.float32), np.ones(192, np.float32), seed=1, steps=2)
+        sound = vocoder.sound(mel, seed=1)
+    assert len(sound.samples) == 24 * 480
+    named = dict(generator.hift.named_parameters())
+    loaded = vocoder._hift.state_dict()
+    for name in ("conv_post.weight", "ups.0.weight", "m_source.l_linear.weight"):
+        torch.testing.assert_close(loaded[name], named[name].detach(), atol=2e-3, rtol=2e-3)
+
+
+def test_halving_an_onnx_file_keeps_its_answers_and_takes_half_the_room(tmp_path: Path) -> None:
+    import onnxruntime
+
+    layer = torch.nn.Sequential(torch.nn.Linear(80, 200), torch.nn.Tanh(), torch.nn.Linear(200, 192)).eval()
+    path, x = tmp_path / "one.onnx", torch.randn(3, 80)
+    with pytest.warns(DeprecationWarning, match="legacy"):
+        torch.onnx.export(layer, (x,), str(path), input_names=["x"], output_names=["y"], dynamo=False)
+    size = path.stat().st_size
+    export.halved(path)
+    assert path.stat().st_size < 0.55 * size
+    (found,) = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(found, layer(x).detach().numpy(), atol=3e-3)

@@ -1,0 +1,107 @@
+"""Write mini: ``python -m training.export --work W --to models/mini`` puts all trained parts into the real layout.
+
+Weights are stored in half precision, which every loader of the product widens again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stepaudio.tiny.vocoder import as_stored
+from stepaudio.vocoder.config import YAML_NAME
+from stepaudio.vocoder.weights import FLOW_NAME, HIFT_NAME
+from stepaudio.weights import COSYVOICE, EDITX, TOKENIZER
+from training import flow, hift, linguistic_export, semantic, speaker
+
+SMALL = 256
+"""Arrays with fewer numbers stay as they are."""
+
+
+def halved(path: Path) -> None:
+    """Store the large arrays of an ONNX file in half precision; the runtime widens them once, when it loads them."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(path)
+    nodes = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < SMALL:
+            continue
+        name, values = tensor.name, numpy_helper.to_array(tensor)
+        stored = f"{name}_half"
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
+        nodes.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return weights in half precision."""
+    return {name: value.half() for name, value in state.items()}
+
+
+def export_codes(work: Path, to: Path, threads: int) -> None:
+    """Write what turns a reference into codes and voice: the folder Step-Audio-Tokenizer, and campplus.onnx."""
+    linguistic_export.export(work, work / "linguistic", to / TOKENIZER, threads)
+    path = to / TOKENIZER / "speech_tokenizer_v1.onnx"
+    semantic.export(semantic.load(work / "semantic").tokenizer, path)
+    halved(path)
+
+
+def export_voice(work: Path, to: Path) -> None:
+    """Write campplus.onnx."""
+    path = to / EDITX / COSYVOICE / "campplus.onnx"
+    speaker.export(speaker.load(work / "speaker"), path)
+    halved(path)
+
+
+def export_flow(work: Path, to: Path) -> None:
+    """Write cosyvoice.yaml and flow.pt."""
+    folder = to / EDITX / COSYVOICE
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(hift.CONFIG / YAML_NAME, folder / YAML_NAME)
+    torch.save(half(flow.load(work / "flow").state_dict()), folder / FLOW_NAME)
+
+
+def export_hift(work: Path, to: Path) -> None:
+    """Write hift.pt, normalised as the real file's weights are."""
+    folder = to / EDITX / COSYVOICE
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(half(as_stored(hift.load(work / "hift").state_dict())), folder / HIFT_NAME)
+
+
+PARTS = ("codes", "voice", "flow", "hift")
+
+
+def main() -> None:
+    """Write the parts that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--to", type=Path, required=True, help="the weights folder, models/mini")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    logging.basicConfig(
+        filename=options.work / "logs" / "export.log", level=logging.INFO, format="%(asctime)s %(message)s"
+    )
+    if "codes" in options.parts:
+        export_codes(options.work, options.to, options.threads)
+    if "voice" in options.parts:
+        export_voice(options.work, options.to)
+    if "flow" in options.parts:
+        export_flow(options.work, options.to)
+    if "hift" in options.parts:
+        export_hift(options.work, options.to)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Train mini's flow: ``python -m training.flow {train,evaluate} --work W``.
+
+Conditional flow matching (Lipman et al., arXiv 2210.02747) along straight paths from noise to mel, through the
+product's own modules; the conditions are dropped in a fifth of the clips, for classifier-free guidance. A random
+beginning of every clip is its prompt. Besides, the encoder's mu and the voice alone must tell the mel roughly, by one
+linear layer that is thrown away: this teaches the encoder directly and far faster than through the solver.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from stepaudio.tokens import ROWS_PER_GROUP
+from stepaudio.vocoder.config import FlowConfig, read_config
+from stepaudio.vocoder.dit import BLOCK_ROWS, FINAL_ROWS, NORM_EPS, Block, DiT
+from stepaudio.vocoder.flow import Flow
+from training.acoustic import MELS
+from training.codes import ROW_FRAMES, SETS, Spoken, read_spoken
+from training.hift import CONFIG
+from training.texts import held_out
+from training.trainer import Plan, best_weights, run
+
+log = logging.getLogger(__name__)
+
+TIMES = {"recordings": 2, "kokoro": 2, "hibari": 1}
+"""How often a pass shows a clip."""
+
+HIBARI_CLIPS = 1000
+SHORTEST, LONGEST = 25, 225
+"""Rows of what is trained on (1 to 9 s)."""
+
+STEP_ROWS = 12
+"""Lengths are multiples of this."""
+
+BATCH_ROWS, STEPS, LEARNING_RATE = 2400, 20_000, 1e-3
+DROPPED = 0.2
+OTHER_VOICE = 0.5
+"""How often the speaker vector is that of another clip of the voice."""
+
+ROUGH_SHARE = 0.3
+MEL_MEAN, MEL_SPREAD = -6.0, 2.5
+"""About those of the mels: where training begins."""
+
+SEED = 5
+
+
+class Trainee(nn.Module):
+    """The flow, and a linear layer that guesses the mel from its conditions."""
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.flow = Flow(config)
+        self.rough = nn.Linear(2 * config.mel_channels, config.mel_channels)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set what must begin small: the gates shut, the velocity its mean."""
+        estimator = self.flow.decoder.estimator
+        for part in (*estimator.blocks, estimator.final_layer):
+            nn.init.zeros_(part.adaLN_modulation[1].weight)
+            nn.init.zeros_(part.adaLN_modulation[1].bias)
+        nn.init.constant_(estimator.final_layer.linear.bias, MEL_MEAN)
+        nn.init.constant_(self.rough.bias, MEL_MEAN)
+        nn.init.normal_(self.flow.input_embedding.embedding.weight, std=0.5)
+        with torch.no_grad():
+            estimator.in_proj.weight[:, :MELS] /= MEL_SPREAD
+            estimator.in_proj.weight[:, 3 * MELS :] /= MEL_SPREAD
+
+    def conditions(self, rows: torch.Tensor, speaker: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mu (B, T, M) and voice (B, M)."""
+        mu = self.flow.encoder_proj(self.flow.encoder(self.flow.input_embedding(rows)))
+        return mu, self.flow.spk_embed_affine_layer(F.normalize(speaker, dim=1))
+
+    def forward(
+        self, rows: torch.Tensor, speaker: torch.Tensor, prompt: torch.Tensor, mixed: torch.Tensor,
+        times: torch.Tensor, kept: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Return velocity and rough mel, (B, T, M) each.
+
+        rows int64 (B, L, 2), speaker (B, 192), prompt mel with zeros after it (B, T, M), the noisy mel ``mixed``
+        (B, T, M) at ``times`` (B,), and ``kept`` (B,), 0 where the conditions are dropped.
+        """
+        mu, voice = self.conditions(rows, speaker)
+        voices = voice[:, None].expand_as(mu)
+        rough = self.rough(torch.cat((mu, voices), dim=-1))
+        conditions = torch.cat((mu, voices, prompt), dim=-1) * kept[:, None, None]
+        return velocity(self.flow.decoder.estimator, mixed, conditions, times), rough
+
+
+def velocity(estimator: DiT, mixed: torch.Tensor, conditions: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    """Return what the product's estimator says, where every clip of the batch has a time of its own."""
+    embedded = estimator.t_embedder(times)
+    x = F.linear(mixed, estimator.in_proj.weight[:, :MELS]) + estimator.project(conditions)
+    for block in estimator.blocks:
+        assert isinstance(block, Block)
+        x = _block(block, x, block.adaLN_modulation(embedded).unflatten(-1, (BLOCK_ROWS, 1, -1)))
+    final = estimator.final_layer
+    shift, scale = final.adaLN_modulation(embedded).unflatten(-1, (FINAL_ROWS, 1, -1)).unbind(1)
+    out: torch.Tensor = final.linear(_norm(x, shift, scale))
+    return out
+
+
+def _block(block: Block, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    attn_shift, attn_scale, attn_gate, mlp_shift, mlp_scale, mlp_gate, conv_shift, conv_scale, conv_gate = rows.unbind(
+        1
+    )
+    x = x + attn_gate * block.attn(_norm(x, attn_shift, attn_scale))
+    x = x + conv_gate * block.conv(_norm(x, conv_shift, conv_scale))
+    return x + mlp_gate * block.mlp(_norm(x, mlp_shift, mlp_scale))
+
+
+def _norm(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+
+
+class Voices:
+    """The speaker vectors of every voice, to give a clip that of another one."""
+
+    def __init__(self, clips: list[Spoken]) -> None:
+        self._of = defaultdict(list)
+        for clip in clips:
+            self._of[clip.record.speaker].append(clip.voice)
+
+    def draw(self, clip: Spoken, generator: torch.Generator) -> np.ndarray:
+        """Return the clip's own vector or, as often as OTHER_VOICE says, that of a clip of the same voice."""
+        if float(torch.rand((), generator=generator)) >= OTHER_VOICE:
+            return clip.voice
+        others = self._of[clip.record.speaker]
+        return others[int(torch.randint(len(others), (), generator=generator))]
+
+
+def crops(batch: list[Spoken], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows int64 (B, L, 2) and mel (B, 2 L, M) at random places; L is what the shortest clip has, at most."""
+    length = min(LONGEST, min(len(clip.rows) for clip in batch)) // STEP_ROWS * STEP_ROWS
+    rows, mels = [], []
+    for clip in batch:
+        groups = (len(clip.rows) - length) // ROWS_PER_GROUP + 1
+        start = ROWS_PER_GROUP * int(torch.randint(groups, (), generator=generator))
+        rows.append(torch.from_numpy(clip.rows[start : start + length].astype(np.int64)))
+        mel = clip.mel[ROW_FRAMES * start : ROW_FRAMES * (start + length), :MELS]
+        mels.append(torch.from_numpy(np.asarray(mel, np.float32)))
+    return torch.stack(rows), torch.stack(mels)
+
+
+def loss_of(model: Trainee, batch: list[Spoken], voices: Voices, generator: torch.Generator) -> torch.Tensor:
+    """Return the mean squared error of the velocity, and the rough mel's absolute one beside it."""
+    rows, mel = crops(batch, generator)
+    count, frames, _ = mel.shape
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator)
+
+    speaker = torch.from_numpy(np.stack([voices.draw(clip, generator) for clip in batch]))
+    prompted = (draw(count, 1) * 0.7 * frames * (draw(count, 1) > 0.1)).long()
+    prompt = mel * (torch.arange(frames)[None] < prompted)[..., None]
+    times = 1 - torch.cos(0.5 * math.pi * draw(count))
+    noise = torch.randn(mel.shape, generator=generator)
+    mixed = torch.lerp(noise, mel, times[:, None, None])
+    kept = (draw(count) >= DROPPED).float()
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        told, rough = model(rows, speaker, prompt, mixed, times, kept)
+    return F.mse_loss(told.float(), mel - noise) + ROUGH_SHARE * F.l1_loss(rough.float(), mel)
+
+
+def training_clips(work: Path) -> list[Spoken]:
+    """Return the clips of every set, as often as a pass shows them; none of a held-out speaker."""
+    found = []
+    for name in SETS:
+        clips = [one for one in read_spoken(work, name) if len(one.rows) >= SHORTEST]
+        if name == "hibari":
+            clips = clips[:HIBARI_CLIPS]
+        found += [one for one in clips if one.record.speaker not in held_out().speakers] * TIMES[name]
+    return found
+
+
+def train(work: Path, steps: int) -> None:
+    """Train until ``steps`` steps are done, from the last checkpoint if there is one."""
+    clips = training_clips(work)
+    log.info("%d clips, %.1f h", len(clips), sum(len(one.rows) for one in clips) / 90_000)
+    out = work / "flow"
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    model = Trainee(read_config(CONFIG).flow)
+    log.info("%.2f M parameters", sum(one.numel() for one in model.flow.parameters()) / 1e6)
+    voices = Voices(clips)
+    plan = Plan(steps=steps, batch=BATCH_ROWS, rate=LEARNING_RATE, weight_decay=0.01, average=0.999, seed=SEED)
+    sizes = [min(LONGEST, len(one.rows)) for one in clips]
+    run(
+        model,
+        clips,
+        sizes,
+        lambda batch, generator: loss_of(model, batch, voices, generator),
+        out / "checkpoint.pt",
+        plan,
+    )
+
+
+def load(out: Path) -> Flow:
+    """Return the flow of the last checkpoint (its running average), to be used and not trained."""
+    model = Trainee(read_config(CONFIG).flow)
+    model.load_state_dict(best_weights(out / "checkpoint.pt"))
+    return model.flow.eval()
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("train",))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    logs = options.work / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=logs / f"flow-{options.part}.log", level=logging.INFO, format="%(asctime)s %(message)s"
+    )
+    train(options.work, options.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Train mini's sound generator: ``python -m training.hift {train,export} --work W [--speech S]``.
+
+The product's own HiFT learns to give the spectra of real sound back from its mel: the differences of spectra at
+several resolutions (Yamamoto et al., Parallel WaveGAN, arXiv 1910.11480), the source driven by the true pitch, which a
+part of the network learns to tell from the mel besides (Wang et al., NSF, arXiv 1904.12088). Waveforms are never
+compared: the phase of the source is free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stepaudio import audio
+from stepaudio.types import Waveform
+from stepaudio.vocoder.config import read_config
+from stepaudio.vocoder.hift import HiFT
+from training.acoustic import HOP, SETS, SOUND_RATE
+from training.data import RATE, Example, read_examples
+from training.shards import read_records, read_samples
+from training.texts import held_out
+from training.trainer import Plan, run
+
+log = logging.getLogger(__name__)
+
+CONFIG = Path(__file__).parent / "mini"
+"""Where the cosyvoice.yaml of mini lies."""
+
+CROP = 32
+"""Mel frames that are looked at in training (0.64 s)."""
+
+BATCH, STEPS, LEARNING_RATE = 16, 20_000, 1e-3
+RESOLUTIONS = ((2048, 480), (1024, 240), (512, 120), (200, 50))
+"""Sizes and hops of the spectra that are compared."""
+
+BAND = 7600.0
+"""Hz up to which a recording of 16 kHz says anything; above it only wide-band clips teach."""
+
+PITCH_SHARE = 0.02
+"""Of the pitch's error in Hz."""
+
+FLOOR = 1e-4
+SEED = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A clip that sound is learned from: its rows, and where its samples are."""
+
+    example: Example
+    folder: Path
+    number: int
+
+
+class Generator(nn.Module):
+    """HiFT, trained with the true pitch at its source."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hift = HiFT(read_config(CONFIG).hift)
+        self.shape = torch.compile(self.hift.spectrum, dynamic=False)
+
+    def forward(self, mel: torch.Tensor, pitch: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return samples (B, 480 T) and the predicted pitch (B, T) of mel (B, 80, T) and true pitch in Hz (B, T)."""
+        source = self.hift.source_spectrum(self.hift.m_source(pitch, noise))
+        with torch.autocast("cpu", torch.bfloat16):
+            spectrum = self.shape(mel, source)
+        return self.hift.samples(spectrum.float()), self.hift.f0_predictor(mel)
+
+
+def spectral_loss(made: torch.Tensor, true: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
+    """Return how far spectra lie apart: of logarithms and of magnitudes, over all resolutions.
+
+    made, true: samples (B, N). wide: bool (B,), whether what lies above BAND counts.
+    """
+    total = made.new_zeros(())
+    for size, hop in RESOLUTIONS:
+        window = torch.hann_window(size)
+        both = torch.stft(torch.cat((made, true)), size, hop, window=window, return_complex=True)
+        magnitude = (torch.view_as_real(both).square().sum(-1) + FLOOR**2).sqrt()  # (2 B, bins, frames)
+        ours, theirs = magnitude.chunk(2)
+        audible = torch.arange(ours.shape[1]) * (SOUND_RATE / size) < BAND
+        weight = (wide[:, None] | audible[None])[..., None].float()
+        weight = weight / weight.mean()
+        far = ((ours - theirs) * weight).norm() / (theirs * weight).norm()
+        total = total + (weight * (ours.log() - theirs.log()).abs()).mean() + far
+    return total / len(RESOLUTIONS)
+
+
+def pieces(work: Path, speech: Path | None) -> list[Piece]:
+    """Return the clips to learn sound from: no held-out speaker's, none that was an MP3 of a low rate."""
+    spoiled = _from_mp3(speech / "index.tsv") if speech else set()
+    found = []
+    for name in SETS:
+        if name == "heldout":
+            continue
+        places = {record.name: (number, record) for number, record in read_records(work / name)}
+        for example in read_examples(work / name, work / "acoustic" / name):
+            record = example.record
+            if record.speaker in held_out().speakers or record.name in spoiled or len(example.bank) <= CROP:
+                continue
+            number = places[record.name][0]
+            found.append(Piece(example, work / name, number))
+    return found
+
+
+def _from_mp3(index: Path) -> set[str]:
+    with index.open(encoding="utf-8", newline="") as file:
+        return {Path(row["path"]).stem for row in csv.DictReader(file, delimiter="\t") if row["corpus"].endswith("mp3")}
+
+
+def cropped(piece: Piece, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return mel (80, CROP), pitch (CROP,) and samples (480 CROP,) at a random place of a clip."""
+    rows, record = piece.example.bank, piece.example.record
+    start = int(torch.randint(len(rows) - CROP, (), generator=generator))
+    block = torch.from_numpy(np.asarray(rows[start : start + CROP], np.float32))
+    # A margin around the crop, so that resampling has no edge in it.
+    first = piece.example.offset + start * HOP * RATE // SOUND_RATE
+    first, count, margin = first * record.rate // RATE, CROP * HOP * record.rate // SOUND_RATE, 2 * record.rate // 100
+    whole = read_samples(piece.folder, piece.number, record)
+    scale = min(1.0, audio.PEAK_LIMIT / max(audio.peak(whole), 1e-9))
+    part = np.zeros(count + 2 * margin, np.float32)
+    begin, end = max(0, first - margin), max(0, min(len(whole), first + count + margin))
+    part[begin - first + margin : end - first + margin] = whole[begin:end] * np.float32(scale)
+    sound = audio.resample(Waveform(part, record.rate), SOUND_RATE).samples
+    into = margin * SOUND_RATE // record.rate
+    return block[:, :-1].T, block[:, -1], torch.from_numpy(sound[into : into + CROP * HOP].copy())
+
+
+def train(work: Path, speech: Path | None, steps: int) -> None:
+    """Train until ``steps`` steps are done, from the last checkpoint if there is one."""
+    found = pieces(work, speech)
+    log.info("%d clips, %.1f h", len(found), sum(len(one.example.bank) for one in found) / 180_000)
+    out = work / "hift"
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    model = Generator()
+    log.info("%.2f M parameters", sum(one.numel() for one in model.hift.parameters()) / 1e6)
+
+    def loss(batch: list[Piece], generator: torch.Generator) -> torch.Tensor:
+        mel, pitch, true = (torch.stack(part) for part in zip(*(cropped(one, generator) for one in batch), strict=True))
+        noise = torch.randn(len(batch), true.shape[1], model.hift.config.harmonics + 1, generator=generator)
+        made, told = model(mel, pitch, noise)
+        wide = torch.tensor([one.example.record.rate > RATE for one in batch])
+        return spectral_loss(made, true, wide) + PITCH_SHARE * F.l1_loss(told, pitch)
+
+    plan = Plan(steps=steps, batch=BATCH, rate=LEARNING_RATE, weight_decay=0.0, clip=5.0, seed=SEED)
+    run(model, found, [1] * len(found), loss, out / "checkpoint.pt", plan)
+
+
+def load(out: Path) -> HiFT:
+    """Return the generator of the last checkpoint, to be used and not trained."""
+    state = torch.load(out / "checkpoint.pt", weights_only=True)["model"]
+    hift = HiFT(read_config(CONFIG).hift)
+    hift.load_state_dict({key.removeprefix("hift."): value for key, value in state.items() if key.startswith("hift.")})
+    return hift.eval()
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("train",))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--speech", type=Path, help="folder of the recordings, to leave out those that were MP3")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    logs = options.work / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=logs / f"hift-{options.part}.log", level=logging.INFO, format="%(asctime)s %(message)s"
+    )
+    train(options.work, options.speech, options.steps)
+
+
+if __name__ == "__main__":
+    main()
