@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stepaudio.tokens import ROWS_PER_GROUP
 from stepaudio.vocoder.config import FlowConfig, read_config
@@ -48,6 +47,9 @@ OTHER_VOICE = 0.5
 """How often the speaker vector is that of another clip of the voice."""
 
 ROUGH_SHARE = 0.3
+ROUGH_STEPS = 1500
+"""Steps at the beginning in which the rough mel alone is learned: a solver guided by noise would learn nothing."""
+
 MEL_MEAN, MEL_SPREAD = -6.0, 2.5
 """About those of the mels: where training begins."""
 
@@ -92,9 +94,8 @@ class Trainee(nn.Module):
         """
         mu, voice = self.conditions(rows, speaker)
         voices = voice[:, None].expand_as(mu)
-        rough = self.rough(torch.cat((mu, voices), dim=-1))
         conditions = torch.cat((mu, voices, prompt), dim=-1) * kept[:, None, None]
-        return velocity(self.flow.decoder.estimator, mixed, conditions, times), rough
+        return velocity(self.flow.decoder.estimator, mixed, conditions, times), self.guess(mu, voice)
 
 
 def velocity(estimator: DiT, mixed: torch.Tensor, conditions: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
@@ -152,8 +153,10 @@ def crops(batch: list[Spoken], generator: torch.Generator) -> tuple[torch.Tensor
     return torch.stack(rows), torch.stack(mels)
 
 
-def loss_of(model: Trainee, batch: list[Spoken], voices: Voices, generator: torch.Generator) -> torch.Tensor:
-    """Return the mean squared error of the velocity, and the rough mel's absolute one beside it."""
+def loss_of(
+    model: Trainee, batch: list[Spoken], voices: Voices, generator: torch.Generator, *, rough_only: bool = False
+) -> torch.Tensor:
+    """Return the mean squared error of the velocity, and the rough mel's absolute one beside it, or the latter alone."""
     rows, mel = crops(batch, generator)
     count, frames, _ = mel.shape
 
@@ -161,13 +164,18 @@ def loss_of(model: Trainee, batch: list[Spoken], voices: Voices, generator: torc
         return torch.rand(shape, generator=generator)
 
     speaker = torch.from_numpy(np.stack([voices.draw(clip, generator) for clip in batch]))
+    if rough_only:
+        with torch.autocast("cpu", torch.bfloat16):
+            mu, voice = model.conditions(rows, speaker)
+            rough = model.guess(mu, voice)
+        return F.l1_loss(rough.float(), mel)
     prompted = (draw(count, 1) * 0.7 * frames * (draw(count, 1) > 0.1)).long()
     prompt = mel * (torch.arange(frames)[None] < prompted)[..., None]
     times = 1 - torch.cos(0.5 * math.pi * draw(count))
     noise = torch.randn(mel.shape, generator=generator)
     mixed = torch.lerp(noise, mel, times[:, None, None])
     kept = (draw(count) >= DROPPED).float()
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with torch.autocast("cpu", torch.bfloat16):
         told, rough = model(rows, speaker, prompt, mixed, times, kept)
     return F.mse_loss(told.float(), mel - noise) + ROUGH_SHARE * F.l1_loss(rough.float(), mel)
 
@@ -195,14 +203,12 @@ def train(work: Path, steps: int) -> None:
     voices = Voices(clips)
     plan = Plan(steps=steps, batch=BATCH_ROWS, rate=LEARNING_RATE, weight_decay=0.01, average=0.999, seed=SEED)
     sizes = [min(LONGEST, len(one.rows)) for one in clips]
-    run(
-        model,
-        clips,
-        sizes,
-        lambda batch, generator: loss_of(model, batch, voices, generator),
-        out / "checkpoint.pt",
-        plan,
-    )
+
+    def loss(batch: list[Spoken], generator: torch.Generator) -> torch.Tensor:
+        step = generator.initial_seed()  # the loop seeds it so
+        return loss_of(model, batch, voices, generator, rough_only=step < ROUGH_STEPS)
+
+    run(model, clips, sizes, loss, out / "checkpoint.pt", plan)
 
 
 def load(out: Path) -> Flow:

@@ -38,7 +38,7 @@ CROP = 32
 """Mel frames that are looked at in training (0.64 s)."""
 
 BATCH, STEPS, LEARNING_RATE = 16, 20_000, 1e-3
-RESOLUTIONS = ((2048, 480), (1024, 240), (512, 120), (200, 50))
+RESOLUTIONS = ((2048, 512), (768, 192), (256, 64))
 """Sizes and hops of the spectra that are compared."""
 
 BAND = 7600.0
@@ -83,16 +83,29 @@ def spectral_loss(made: torch.Tensor, true: torch.Tensor, wide: torch.Tensor) ->
     """
     total = made.new_zeros(())
     for size, hop in RESOLUTIONS:
-        window = torch.hann_window(size)
-        both = torch.stft(torch.cat((made, true)), size, hop, window=window, return_complex=True)
-        magnitude = (torch.view_as_real(both).square().sum(-1) + FLOOR**2).sqrt()  # (2 B, bins, frames)
-        ours, theirs = magnitude.chunk(2)
-        audible = torch.arange(ours.shape[1]) * (SOUND_RATE / size) < BAND
+        audible = torch.arange(size // 2 + 1) * (SOUND_RATE / size) < BAND
         weight = (wide[:, None] | audible[None])[..., None].float()
-        weight = weight / weight.mean()
-        far = ((ours - theirs) * weight).norm() / (theirs * weight).norm()
-        total = total + (weight * (ours.log() - theirs.log()).abs()).mean() + far
+        with torch.no_grad():
+            theirs = magnitudes(spectra(true, size, hop))
+        total = total + distance(spectra(made, size, hop), theirs, weight / weight.mean())
     return total / len(RESOLUTIONS)
+
+
+def spectra(samples: torch.Tensor, size: int, hop: int) -> torch.Tensor:
+    """Return the spectra, (B, bins, frames, 2), of samples (B, N)."""
+    return torch.view_as_real(torch.stft(samples, size, hop, window=torch.hann_window(size), return_complex=True))
+
+
+def magnitudes(spectra: torch.Tensor) -> torch.Tensor:
+    """Return the magnitudes of spectra (..., 2)."""
+    return (spectra.square().sum(-1) + FLOOR**2).sqrt()
+
+
+def distance(spectra: torch.Tensor, theirs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return the mean difference of logarithms, and the magnitudes' difference as a share of the true ones."""
+    ours = magnitudes(spectra)
+    far = ((ours - theirs) * weight).square().sum().sqrt() / (theirs * weight).square().sum().sqrt()
+    return (weight * (ours.log() - theirs.log()).abs()).mean() + far
 
 
 def pieces(work: Path, speech: Path | None) -> list[Piece]:
