@@ -83,6 +83,11 @@ class Trainee(nn.Module):
         mu = self.flow.encoder_proj(self.flow.encoder(self.flow.input_embedding(rows)))
         return mu, self.flow.spk_embed_affine_layer(F.normalize(speaker, dim=1))
 
+    def guess(self, mu: torch.Tensor, voice: torch.Tensor) -> torch.Tensor:
+        """Return the rough mel (B, T, M) of mu (B, T, M) and voice (B, M)."""
+        rough: torch.Tensor = self.rough(torch.cat((mu, voice[:, None].expand_as(mu)), dim=-1))
+        return rough
+
     def forward(
         self, rows: torch.Tensor, speaker: torch.Tensor, prompt: torch.Tensor, mixed: torch.Tensor,
         times: torch.Tensor, kept: torch.Tensor,
@@ -112,12 +117,10 @@ def velocity(estimator: DiT, mixed: torch.Tensor, conditions: torch.Tensor, time
 
 
 def _block(block: Block, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    attn_shift, attn_scale, attn_gate, mlp_shift, mlp_scale, mlp_gate, conv_shift, conv_scale, conv_gate = rows.unbind(
-        1
-    )
-    x = x + attn_gate * block.attn(_norm(x, attn_shift, attn_scale))
-    x = x + conv_gate * block.conv(_norm(x, conv_shift, conv_scale))
-    return x + mlp_gate * block.mlp(_norm(x, mlp_shift, mlp_scale))
+    attention, mlp, convolution = rows.unflatten(1, (3, 3)).unbind(1)  # each: shift, scale, gate
+    x = x + attention[:, 2] * block.attn(_norm(x, attention[:, 0], attention[:, 1]))
+    x = x + convolution[:, 2] * block.conv(_norm(x, convolution[:, 0], convolution[:, 1]))
+    return x + mlp[:, 2] * block.mlp(_norm(x, mlp[:, 0], mlp[:, 1]))
 
 
 def _norm(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -156,7 +159,7 @@ def crops(batch: list[Spoken], generator: torch.Generator) -> tuple[torch.Tensor
 def loss_of(
     model: Trainee, batch: list[Spoken], voices: Voices, generator: torch.Generator, *, rough_only: bool = False
 ) -> torch.Tensor:
-    """Return the mean squared error of the velocity, and the rough mel's absolute one beside it, or the latter alone."""
+    """Return the mean squared error of the velocity and the absolute one of the rough mel, or the latter alone."""
     rows, mel = crops(batch, generator)
     count, frames, _ = mel.shape
 
