@@ -65,6 +65,17 @@ def test_the_loss_reaches_every_weight_of_the_flow() -> None:
     assert [name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()] == []
 
 
+def test_a_prompt_is_the_beginning_at_times_squeezed_by_silence_around_it() -> None:
+    mel = torch.arange(100.0)[:, None].expand(-1, 80) + 1
+    prompts = [flow.prompt_of(mel, 40, torch.Generator().manual_seed(n)) for n in range(30)]
+    assert all(one.shape == (100, 80) and not one[40:].any() and one[:40].all() for one in prompts)
+    exact = [torch.equal(one[:40], mel[:40]) for one in prompts]
+    assert 5 < sum(exact) < 25
+    squeezed = next(one for one, same in zip(prompts, exact, strict=True) if not same)
+    assert squeezed[:40, 0].unique().numel() < 40
+    assert not flow.prompt_of(mel, 0, torch.Generator().manual_seed(1)).any()
+
+
 def test_only_a_clip_of_the_same_voice_lends_its_vector() -> None:
     clips = [spoken(40, "a", 1), spoken(40, "a", 2), spoken(40, "b", 3)]
     voices = flow.Voices(clips)

@@ -43,6 +43,10 @@ STEP_ROWS = 12
 
 BATCH_ROWS, STEPS, LEARNING_RATE = 2400, 20_000, 1e-3
 DROPPED = 0.2
+SHIFTED, SHIFT = 0.5, 25
+"""How often, and by how many frames at most at each end, a prompt's mel holds silence that its codes do not: the
+product trims what the codes are made of and not the mel, which is then squeezed to the codes' length."""
+
 OTHER_VOICE = 0.5
 """How often the speaker vector is that of another clip of the voice."""
 
@@ -156,6 +160,17 @@ def crops(batch: list[Spoken], generator: torch.Generator) -> tuple[torch.Tensor
     return torch.stack(rows), torch.stack(mels)
 
 
+def prompt_of(mel: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Return the prompt, (T, M): the first ``count`` frames of a mel (T, M), at times squeezed, and zeros after it."""
+    kept = mel[:count]
+    if count and float(torch.rand((), generator=generator)) < SHIFTED:
+        before, after = torch.randint(SHIFT, (2,), generator=generator).tolist()
+        quiet = mel[mel.mean(1).topk(min(5, len(mel)), largest=False).indices].mean(0)
+        whole = torch.cat((quiet.expand(before, -1), kept, quiet.expand(after, -1)))
+        kept = F.interpolate(whole.T[None], size=count)[0].T
+    return F.pad(kept, (0, 0, 0, len(mel) - count))
+
+
 def loss_of(
     model: Trainee, batch: list[Spoken], voices: Voices, generator: torch.Generator, *, rough_only: bool = False
 ) -> torch.Tensor:
@@ -173,7 +188,7 @@ def loss_of(
             rough = model.guess(mu, voice)
         return F.l1_loss(rough.float(), mel)
     prompted = (draw(count, 1) * 0.7 * frames * (draw(count, 1) > 0.1)).long()
-    prompt = mel * (torch.arange(frames)[None] < prompted)[..., None]
+    prompt = torch.stack([prompt_of(one, int(count), generator) for one, count in zip(mel, prompted, strict=True)])
     times = 1 - torch.cos(0.5 * math.pi * draw(count))
     noise = torch.randn(mel.shape, generator=generator)
     mixed = torch.lerp(noise, mel, times[:, None, None])
