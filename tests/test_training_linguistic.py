@@ -14,8 +14,8 @@ from stepaudio.encoder.sanm import SanmConfig, SanmEncoder
 from stepaudio.tiny.encoder import FUNASR_FOLDER
 from training import linguistic_export
 from training.data import WINDOW, Example, bank_of, batches, cache_features, filterbank, heard, read_examples, stacked
-from training.linguistic import Recogniser, augmented, labels_of, loss_of, usable
-from training.linguistic_export import assign, k_means, rounded, write_folder
+from training.linguistic import Quantised, Recogniser, assign, augmented, labels_of, loss_of, usable
+from training.linguistic_export import k_means, rounded, write_folder
 from training.phones import CLASSES, IGNORED, SILENCE, classes, collapsed, frame_labels
 from training.shards import Clip, ClipRecord, write_shard
 from training.windows import encode_together
@@ -57,6 +57,27 @@ def test_the_gradient_reaches_every_parameter() -> None:
     batch = [example(16, "hɛlO", (0, 3000, 6000, 9000, 15000)), example(12, "hɛlO")]
     loss_of(model([torch.from_numpy(np.asarray(one.bank, np.float32)) for one in batch]), batch).backward()
     assert [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()] == []
+
+
+def test_quantised_frames_are_centroids_which_follow_them_and_gradients_pass() -> None:
+    torch.manual_seed(0)
+    model = Quantised(SMALL, torch.zeros(80), torch.ones(80), torch.randn(6, SMALL.size))
+    batch = [example(16, "hɛlO", (0, 3000, 6000, 9000, 15000)), example(12, "hɛlO")]
+    banks = [torch.from_numpy(np.asarray(one.bank, np.float32)) for one in batch]
+    distances = []
+    for _ in range(400):
+        loss = loss_of(model(banks), batch)
+        distances.append(float(model.commitment.detach()))
+    assert distances[-1] < 0.8 * distances[0]  # the weights are untouched: the centroids have come nearer
+    assert len(model.codes(banks).unique()) > 3
+    loss.backward()
+    assert model.encoder.after_norm.weight.grad.any()
+    model.eval()
+    before = model.centroids.clone()
+    with torch.no_grad():
+        found, codes = model.frames(banks), model.codes(banks)
+    torch.testing.assert_close(found, before[codes])
+    assert torch.equal(model.centroids, before)
 
 
 def test_labels_follow_the_bounds_and_stress_belongs_to_the_vowel_after_it() -> None:

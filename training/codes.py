@@ -1,6 +1,6 @@
 """What the flow learns from: ``python -m training.codes --work W`` tells codes and voice of every clip.
 
-Run it when linguistic encoder, semantic tokenizer and speaker encoder are trained and the first is exported. For speed
+Run it when linguistic encoder, semantic tokenizer and speaker encoder are trained. For speed
 it goes through the trainers' networks and the features that were made for them; that the exported files give the same
 is what the tests of the exports prove.
 """
@@ -20,7 +20,7 @@ import torch
 from stepaudio.tokens import interleave, rows
 from training import linguistic, semantic, speaker
 from training.data import Example, read_examples
-from training.linguistic_export import assign, rounded
+from training.linguistic_export import rounded
 from training.shards import ClipRecord, read_shard_records, shard_paths
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,8 @@ class Spoken:
 class Encoders:
     """The three trained encoders, reading the features that were made for them."""
 
-    def __init__(self, work: Path, centroids: Path) -> None:
-        self.recogniser = rounded(linguistic.load(work / "linguistic"))
-        self.centroids = torch.from_numpy(np.load(centroids, allow_pickle=False))
+    def __init__(self, work: Path) -> None:
+        self.recogniser = rounded(linguistic.load_quantised(work / "linguistic"))
         self.tokenizer = semantic.load(work / "semantic").tokenizer
         self.voices = speaker.load(work / "speaker")
 
@@ -57,7 +56,7 @@ class Encoders:
     def encode(self, bank: np.ndarray, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return rows int16 (L, 2) and voice float32 (192,) of a clip's filterbank and Whisper log-mel."""
         heard = torch.from_numpy(np.asarray(bank, np.float32))
-        first = assign(self.recogniser.frames([heard]), self.centroids)[0]
+        first = self.recogniser.codes([heard])
         feats, lengths = semantic.gathered([torch.from_numpy(np.asarray(mel, np.float32))])
         second = self.tokenizer(feats, lengths)[0]
         found = rows(interleave(first.numpy(), second.numpy()).numbers)
@@ -124,13 +123,12 @@ def main() -> None:
     """Tell codes and voices of every set."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="the exported folder Step-Audio-Tokenizer")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     work = options.work
     logging.basicConfig(filename=work / "logs" / "codes.log", level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
-    encoders = Encoders(work, options.tokenizer / "linguistic_tokenizer.npy")
+    encoders = Encoders(work)
     for name in SETS:
         for number, (banks, mels) in features_of(work, name).items():
             if not shard_paths(work / "codes" / name, number)[0].is_file():

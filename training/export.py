@@ -48,9 +48,9 @@ def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.half() for name, value in state.items()}
 
 
-def export_codes(work: Path, to: Path, threads: int) -> None:
+def export_codes(work: Path, to: Path) -> None:
     """Write what turns a reference into codes and voice: the folder Step-Audio-Tokenizer, and campplus.onnx."""
-    linguistic_export.export(work, work / "linguistic", to / TOKENIZER, threads)
+    linguistic_export.export(work, work / "linguistic", to / TOKENIZER)
     path = to / TOKENIZER / "speech_tokenizer_v1.onnx"
     semantic.export(semantic.load(work / "semantic").tokenizer, path)
     halved(path)
@@ -94,7 +94,7 @@ def main() -> None:
         filename=options.work / "logs" / "export.log", level=logging.INFO, format="%(asctime)s %(message)s"
     )
     if "codes" in options.parts:
-        export_codes(options.work, options.to, options.threads)
+        export_codes(options.work, options.to)
     if "voice" in options.parts:
         export_voice(options.work, options.to)
     if "flow" in options.parts:

@@ -2,8 +2,9 @@
 
 A SANMEncoderChunkOpt, as FunASR has it, learns phonemes through the window-parallel pass: where a teacher told the
 alignment, every 30 ms is labelled and the loss is cross-entropy; for recordings it is CTC. Each output frame (60 ms)
-answers twice. Then k-means gives the 1024 centroids, and all is written as the FunASR folder of the product.
-Training goes on from its last checkpoint.
+answers twice. Then k-means gives 1024 centroids (``export``), encoder and centroids are trained on together, phonemes
+being read off the centroids (``quantise``; van den Oord et al., VQ-VAE, arXiv 1711.00937), and all is written as the
+FunASR folder of the product (``export`` again). Training goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -52,7 +53,14 @@ BATCH_FRAMES = 2400
 CTC_SHARE = 1.0
 """Weight of CTC beside cross-entropy. With 0.3 the recordings lagged far behind: mostly silence was answered."""
 
-STEPS, LEARNING_RATE = 6000, 1.5e-3
+STEPS, LEARNING_RATE = 6500, 1.5e-3
+QUANTISED_STEPS, QUANTISED_RATE = 1200, 4e-4
+COMMITMENT_SHARE = 0.01
+"""Of the mean squared distance of a frame (192 numbers) from its centroid."""
+
+FOLLOW, IDLE = 0.99, 0.02
+"""Share of the old centroid at each step; share of the mean use below which a centroid is given up."""
+
 SEED = 1
 STATISTICS_CLIPS = 2000
 
@@ -76,6 +84,62 @@ class Recogniser(nn.Module):
     def forward(self, banks: list[torch.Tensor]) -> torch.Tensor:
         """Return logits, (sum of 2 n, CLASSES)."""
         return self.reader(self.dropout(self.frames(banks))).unflatten(-1, (ANSWERS, CLASSES)).flatten(0, 1)
+
+
+class Quantised(Recogniser):
+    """The recogniser with every frame replaced by its nearest centroid; the centroids follow the frames.
+
+    Gradients pass the replacement unchanged. A centroid that is used too little moves to a frame of the batch.
+    """
+
+    centroids: torch.Tensor
+    sizes: torch.Tensor
+
+    def __init__(
+        self, config: SanmConfig, mean: torch.Tensor, deviation: torch.Tensor, centroids: torch.Tensor
+    ) -> None:
+        super().__init__(config, mean, deviation)
+        self.register_buffer("centroids", centroids.clone())
+        self.register_buffer("sizes", torch.ones(len(centroids)))
+        self.commitment = torch.zeros(())
+
+    def frames(self, banks: list[torch.Tensor]) -> torch.Tensor:
+        """Return the centroids of the output frames; ``commitment`` is how far these were, on average."""
+        found = super().frames(banks).float()
+        with torch.autocast("cpu", enabled=False):  # half precision would not tell near centroids apart
+            nearest = assign(found.detach(), self.centroids)[0]
+        if self.training:
+            self._follow(found.detach(), nearest)
+        chosen = self.centroids[nearest]
+        self.commitment = (found - chosen).square().sum(1).mean()
+        return found + (chosen - found).detach()
+
+    def codes(self, banks: list[torch.Tensor]) -> torch.Tensor:
+        """Return the codes, int64 (sum of n,)."""
+        return assign(super().frames(banks).float(), self.centroids)[0]
+
+    def _follow(self, found: torch.Tensor, nearest: torch.Tensor) -> None:
+        counts = torch.bincount(nearest, minlength=len(self.centroids)).float()
+        sums = torch.zeros_like(self.centroids).index_add_(0, nearest, found)
+        before = self.sizes * FOLLOW
+        self.sizes = before + (1 - FOLLOW) * counts
+        moved = before[:, None] * self.centroids + (1 - FOLLOW) * sums
+        self.centroids = moved / self.sizes[:, None].clamp(min=1e-6)
+        idle = (self.sizes < IDLE * self.sizes.mean()).nonzero().flatten()
+        if len(idle):
+            self.centroids[idle] = found[torch.randint(len(found), (len(idle),))]
+            self.sizes[idle] = self.sizes.mean()
+
+
+def assign(points: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the nearest centroid of each point and its squared distance."""
+    nearest, distance = [], []
+    norms = centroids.square().sum(1)
+    for block in points.split(16384):
+        best = (norms - 2 * block @ centroids.T).min(1)
+        nearest.append(best.indices)
+        distance.append(best.values + block.square().sum(1))
+    return torch.cat(nearest), torch.cat(distance).clamp(min=0)
 
 
 def augmented(bank: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -154,27 +218,61 @@ def statistics(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(rows.mean(0)), torch.from_numpy(rows.std(0))
 
 
-def train(work: Path, out: Path, steps: int, threads: int) -> None:
-    """Train until ``steps`` steps are done, from the last checkpoint if there is one."""
-    torch.set_num_threads(threads)
+def training_clips(work: Path) -> list[Example]:
+    """Return the clips of a pass."""
     speakers = held_out().speakers
     found = [one for one in read_sets(work, SETS) if usable(one, speakers)]
     examples = [one for number, one in enumerate(found) for _ in range(times_shown(one, number))]
     log.info("%d clips, %.1f h", len(examples), sum(one.frames for one in examples) * 0.06 / 3600)
+    return examples
+
+
+def logits_of(model: Recogniser, batch: list[Example], generator: torch.Generator) -> torch.Tensor:
+    """Return the logits of a batch, heard as through other microphones."""
+    banks = [augmented(torch.from_numpy(np.asarray(one.bank, np.float32)), generator) for one in batch]
+    # The fused attention's backward pass is made for long rows: on windows of 25 it costs half of a step.
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        logits: torch.Tensor = model(banks)
+    return logits
+
+
+def train(work: Path, out: Path, steps: int) -> None:
+    """Train until ``steps`` steps are done, from the last checkpoint if there is one."""
+    examples = training_clips(work)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     model = Recogniser(CONFIG, *statistics(examples))
     log.info("%.2f M parameters in the encoder", sum(one.numel() for one in model.encoder.parameters()) / 1e6)
 
     def loss(batch: list[Example], generator: torch.Generator) -> torch.Tensor:
-        banks = [augmented(torch.from_numpy(np.asarray(one.bank, np.float32)), generator) for one in batch]
-        # The fused attention's backward pass is made for long rows: on windows of 25 it costs half of a step.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            logits = model(banks)
-        return loss_of(logits, batch)
+        return loss_of(logits_of(model, batch, generator), batch)
 
     plan = Plan(steps=steps, batch=BATCH_FRAMES, rate=LEARNING_RATE)
     run(model, examples, [one.frames for one in examples], loss, out / "checkpoint.pt", plan)
+
+
+def quantise(work: Path, out: Path, steps: int, centroids: Path) -> None:
+    """Train the encoder of the last checkpoint on, with phonemes read off the centroids, which begin as given."""
+    examples = training_clips(work)
+    torch.manual_seed(SEED)
+    plain = load(out)
+    model = Quantised(CONFIG, plain.mean, plain.deviation, torch.from_numpy(np.load(centroids, allow_pickle=False)))
+    model.load_state_dict(plain.state_dict(), strict=False)
+
+    def loss(batch: list[Example], generator: torch.Generator) -> torch.Tensor:
+        logits = logits_of(model, batch, generator)
+        return loss_of(logits, batch) + COMMITMENT_SHARE * model.commitment
+
+    plan = Plan(steps=steps, batch=BATCH_FRAMES, rate=QUANTISED_RATE)
+    run(model, examples, [one.frames for one in examples], loss, out / "quantised.pt", plan)
+
+
+def load_quantised(out: Path) -> Quantised:
+    """Return encoder and centroids as quantise() left them, to be used and not trained."""
+    state = torch.load(out / "quantised.pt", weights_only=True)["model"]
+    model = Quantised(CONFIG, torch.zeros(BINS), torch.ones(BINS), torch.zeros_like(state["centroids"]))
+    model.load_state_dict(state)
+    return model.eval()
 
 
 def load(out: Path) -> Recogniser:
@@ -211,12 +309,13 @@ def evaluate_model(model: Recogniser, work: Path, most: int = 200) -> dict[str, 
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("banks", "train", "evaluate", "export"))
+    parser.add_argument("part", choices=("banks", "train", "quantise", "evaluate", "export"))
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--to", type=Path, help="the folder Step-Audio-Tokenizer to write (export)")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--to", type=Path, help="the folder Step-Audio-Tokenizer (export writes it)")
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     out = options.work / "linguistic"
     logs = options.work / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -224,18 +323,18 @@ def main() -> None:
         filename=logs / f"linguistic-{options.part}.log", level=logging.INFO, format="%(asctime)s %(message)s"
     )
     if options.part == "banks":
-        torch.set_num_threads(1)
         for name in (*SETS, "heldout"):
             log.info("%s: %d shards", name, cache_features(options.work / name, options.work / "banks" / name, bank_of))
     elif options.part == "train":
-        train(options.work, out, options.steps, options.threads)
+        train(options.work, out, options.steps or STEPS)
+    elif options.part == "quantise":
+        quantise(options.work, out, options.steps or QUANTISED_STEPS, options.to / "linguistic_tokenizer.npy")
     elif options.part == "evaluate":
-        torch.set_num_threads(options.threads)
         log.info("%s", json.dumps(evaluate_model(load(out), options.work)))
     else:
         from training.linguistic_export import export
 
-        export(options.work, out, options.to, options.threads)
+        export(options.work, out, options.to)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +15,19 @@ from stepaudio.encoder import funasr_folder
 from stepaudio.tiny.encoder import FUNASR_FOLDER, TOKENS, paraformer_config
 from stepaudio.tokens import LINGUISTIC_CODES
 from training.data import STACK, Example
-from training.linguistic import CONFIG, LONGEST, SETS, Recogniser, evaluate_model, load, read_sets, usable
+from training.linguistic import (
+    CONFIG,
+    LONGEST,
+    SETS,
+    Quantised,
+    Recogniser,
+    assign,
+    evaluate_model,
+    load,
+    load_quantised,
+    read_sets,
+    usable,
+)
 from training.texts import held_out
 
 log = logging.getLogger(__name__)
@@ -22,6 +35,8 @@ log = logging.getLogger(__name__)
 FRAMES_PER_SET = 60_000
 ROUNDS = 25
 SEED = 1
+
+AnyRecogniser = TypeVar("AnyRecogniser", bound=Recogniser)
 
 
 def k_means(points: torch.Tensor, count: int, rounds: int, seed: int) -> torch.Tensor:
@@ -43,18 +58,7 @@ def k_means(points: torch.Tensor, count: int, rounds: int, seed: int) -> torch.T
     return centroids
 
 
-def assign(points: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the nearest centroid of each point and its squared distance."""
-    nearest, distance = [], []
-    norms = centroids.square().sum(1)
-    for block in points.split(16384):
-        best = (norms - 2 * block @ centroids.T).min(1)
-        nearest.append(best.indices)
-        distance.append(best.values + block.square().sum(1))
-    return torch.cat(nearest), torch.cat(distance).clamp(min=0)
-
-
-def rounded(model: Recogniser) -> Recogniser:
+def rounded(model: AnyRecogniser) -> AnyRecogniser:
     """Return the model with the weights as they will be stored, in half precision."""
     for parameter in model.encoder.parameters():
         parameter.data = parameter.data.half().float()
@@ -108,40 +112,37 @@ def write_folder(model: Recogniser, centroids: torch.Tensor, folder: Path) -> No
     np.save(folder / "linguistic_tokenizer.npy", centroids.float().numpy())
 
 
-class ThroughCodes(Recogniser):
-    """The recogniser with every frame replaced by its centroid: what can be read off the codes alone."""
+def export(work: Path, out: Path, to: Path) -> None:
+    """Write the folder ``to``, and log how well frames and codes tell phonemes.
 
-    centroids: torch.Tensor
-
-    def frames(self, banks: list[torch.Tensor]) -> torch.Tensor:
-        """Return the centroids of the output frames."""
-        return self.centroids[assign(super().frames(banks), self.centroids)[0]]
-
-
-def export(work: Path, out: Path, to: Path, threads: int) -> None:
-    """Write the folder ``to`` from the last checkpoint, and log how well the codes tell phonemes."""
-    torch.set_num_threads(threads)
-    model = rounded(load(out))
-    speakers = held_out().speakers
-    points = torch.cat(
-        [
-            output_frames(model, examples, FRAMES_PER_SET)
-            for name in SETS
-            if (examples := [one for one in read_sets(work, (name,)) if _fits(one, speakers)])
-        ]
-    )
-    centroids = k_means(points, LINGUISTIC_CODES, ROUNDS, SEED)
-    write_folder(model, centroids, to)
-    used = torch.bincount(assign(points, centroids)[0], minlength=LINGUISTIC_CODES).float()
+    Encoder and centroids are those of quantise() where it has run, else the recogniser's with k-means' centroids.
+    """
+    examples = {name: [one for one in read_sets(work, (name,)) if _fits(one)] for name in SETS}
+    if (out / "quantised.pt").is_file():
+        quantised = rounded(load_quantised(out))
+        plain = Recogniser(CONFIG, quantised.mean, quantised.deviation).eval()
+        plain.load_state_dict(quantised.state_dict(), strict=False)
+        points = _points(plain, examples)
+    else:
+        plain = rounded(load(out))
+        points = _points(plain, examples)
+        centroids = k_means(points, LINGUISTIC_CODES, ROUNDS, SEED)
+        quantised = Quantised(CONFIG, plain.mean, plain.deviation, centroids).eval()
+        quantised.load_state_dict(plain.state_dict(), strict=False)
+    write_folder(plain, quantised.centroids, to)
+    used = torch.bincount(assign(points, quantised.centroids)[0], minlength=LINGUISTIC_CODES).float()
     share = used / used.sum()
     entropy = float(-(share * share.clamp(min=1e-12).log2()).sum())
     log.info("%d frames, %d codes used, %.2f bits", len(points), int((used > 0).sum()), entropy)
-    log.info("frames: %s", json.dumps(evaluate_model(model, work)))
-    model.__class__ = ThroughCodes
-    model.centroids = centroids
-    log.info("codes: %s", json.dumps(evaluate_model(model, work)))
+    log.info("frames: %s", json.dumps(evaluate_model(plain, work)))
+    log.info("codes: %s", json.dumps(evaluate_model(quantised, work)))
 
 
-def _fits(example: Example, speakers: frozenset[str]) -> bool:
+def _points(model: Recogniser, examples: dict[str, list[Example]]) -> torch.Tensor:
+    return torch.cat([output_frames(model, clips, FRAMES_PER_SET) for clips in examples.values() if clips])
+
+
+def _fits(example: Example) -> bool:
+    speakers = held_out().speakers
     known = usable(example, speakers) or not example.record.phones
     return known and example.frames <= LONGEST and example.record.speaker not in speakers
