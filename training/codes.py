@@ -31,6 +31,15 @@ ROW_FRAMES = 2
 
 
 @dataclass(frozen=True, eq=False)
+class Coded:
+    """A clip's rows and voice, as in Spoken."""
+
+    record: ClipRecord
+    rows: np.ndarray
+    voice: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Spoken:
     """A clip as the flow sees it.
 
@@ -83,28 +92,32 @@ def encode_shard(
         partial.replace(path.with_suffix(suffix))
 
 
-def read_spoken(work: Path, name: str) -> Iterator[Spoken]:
-    """Yield the clips of a set whose codes and acoustic rows were both made."""
-    acoustic = {one.record.name: one for one in read_examples(work / name, work / "acoustic" / name)}
+def read_codes(work: Path, name: str) -> Iterator[Coded]:
+    """Yield the clips of a set whose codes were made."""
     for path in sorted((work / "codes" / name).glob("shard-?????.npy")):
         flat = np.load(path, allow_pickle=False)
         counts = np.load(path.with_suffix(".places.npy"), allow_pickle=False)
         voices = np.load(path.with_suffix(".voices.npy"), allow_pickle=False)
-        ends = np.cumsum(counts)
         records = read_shard_records(work / name, int(path.stem.removeprefix("shard-")))
-        for record, count, end, voice in zip(records, counts, ends, voices, strict=True):
-            known = acoustic.get(record.name)
-            if known is not None:
-                length = min(int(count), len(known.bank) // ROW_FRAMES)
-                kept = flat[end - count : end - count + length]
-                yield Spoken(record, kept, known.bank[: ROW_FRAMES * length], voice)
+        for record, count, end, voice in zip(records, counts, np.cumsum(counts), voices, strict=True):
+            yield Coded(record, flat[end - count : end], voice)
+
+
+def read_spoken(work: Path, name: str) -> Iterator[Spoken]:
+    """Yield the clips of a set whose codes and acoustic rows were both made."""
+    acoustic = {one.record.name: one for one in read_examples(work / name, work / "acoustic" / name)}
+    for coded in read_codes(work, name):
+        known = acoustic.get(coded.record.name)
+        if known is not None:
+            length = min(len(coded.rows), len(known.bank) // ROW_FRAMES)
+            yield Spoken(coded.record, coded.rows[:length], known.bank[: ROW_FRAMES * length], coded.voice)
 
 
 def features_of(work: Path, name: str) -> dict[int, tuple[list[Example], list[Example]]]:
-    """Return filterbanks and log-mels of the clips of every shard of which both and the acoustic rows were made."""
+    """Return filterbanks and log-mels of the clips of every shard of which both were made."""
     made = {
         kind: {int(path.stem.removeprefix("shard-")) for path in (work / kind / name).glob("shard-?????.npy")}
-        for kind in ("banks", "mels", "acoustic")
+        for kind in ("banks", "mels")
     }
     found: dict[int, tuple[list[Example], list[Example]]] = {}
     streams = [read_examples(work / name, work / kind / name) for kind in ("banks", "mels")]
@@ -114,7 +127,7 @@ def features_of(work: Path, name: str) -> dict[int, tuple[list[Example], list[Ex
             list(itertools.islice(stream, count)) if number in made[kind] else []
             for stream, kind in zip(streams, ("banks", "mels"), strict=True)
         )
-        if banks and mels and number in made["acoustic"]:
+        if banks and mels:
             found[number] = banks, mels
     return found
 

@@ -52,7 +52,7 @@ def export_codes(work: Path, to: Path) -> None:
     """Write what turns a reference into codes and voice: the folder Step-Audio-Tokenizer, and campplus.onnx."""
     linguistic_export.export(work, work / "linguistic", to / TOKENIZER)
     path = to / TOKENIZER / "speech_tokenizer_v1.onnx"
-    semantic.export(semantic.load(work / "semantic").tokenizer, path)
+    semantic.export(semantic.load(work / "semantic"), path)
     halved(path)
 
 

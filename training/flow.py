@@ -67,6 +67,7 @@ class Trainee(nn.Module):
         super().__init__()
         self.flow = Flow(config)
         self.rough = nn.Linear(2 * config.mel_channels, config.mel_channels)
+        self.velocity = velocity
         self._begin()
 
     def _begin(self) -> None:
@@ -104,7 +105,7 @@ class Trainee(nn.Module):
         mu, voice = self.conditions(rows, speaker)
         voices = voice[:, None].expand_as(mu)
         conditions = torch.cat((mu, voices, prompt), dim=-1) * kept[:, None, None]
-        return velocity(self.flow.decoder.estimator, mixed, conditions, times), self.guess(mu, voice)
+        return self.velocity(self.flow.decoder.estimator, mixed, conditions, times), self.guess(mu, voice)
 
 
 def velocity(estimator: DiT, mixed: torch.Tensor, conditions: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
@@ -218,6 +219,7 @@ def train(work: Path, steps: int) -> None:
     torch.manual_seed(SEED)
     model = Trainee(read_config(CONFIG).flow)
     log.info("%.2f M parameters", sum(one.numel() for one in model.flow.parameters()) / 1e6)
+    model.velocity = torch.compile(velocity, dynamic=True)  # a fifth faster
     voices = Voices(clips)
     plan = Plan(steps=steps, batch=BATCH_ROWS, rate=LEARNING_RATE, weight_decay=0.01, average=0.999, seed=SEED)
     sizes = [min(LONGEST, len(one.rows)) for one in clips]

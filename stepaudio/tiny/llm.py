@@ -19,13 +19,13 @@ from stepaudio.tokens import AUDIO_NUMBERS
 SHARD = "model-00001.safetensors"
 
 _END = 3
-_CONTROL = {0: "<unk>", 1: "<s>", 2: "</s>", 3: "<|EOT|>", 4: "<|BOT|>"} | {
+CONTROL = {0: "<unk>", 1: "<s>", 2: "</s>", 3: "<|EOT|>", 4: "<|BOT|>"} | {
     31: "<audio_start>",
     32: "<audio_end>",
     33: "<text_start>",
     34: "<text_end>",
 }
-_FIRST_BYTE = 68
+FIRST_BYTE = 68
 _SPACE = "\u2581"
 _WORDS = (
     "system human assistant speaker audio tokens name prompt text start end debug the and of to in a is was that it "
@@ -37,7 +37,7 @@ _WORDS = (
 _PAIRS = (
     "th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le ve co me de hi ri ro"
 )
-_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{{ '<s>' }}{% for m in messages %}{{ '<|BOT|> ' + ('human' if m['role'] == 'user' else m['role']) + '\\n' }}"
     "{{ m['content'] + '<|EOT|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|BOT|> assistant\\n' }}{% endif %}"
 )
@@ -94,9 +94,9 @@ def _write_tokenizer(folder: Path) -> int:
     def add(piece: str, kind: int, score: float = 0.0) -> None:
         proto.pieces.add(piece=piece, score=score, type=kind)
 
-    for number in range(_FIRST_BYTE):
-        kind = kinds.UNKNOWN if number == 0 else kinds.CONTROL if number in _CONTROL else kinds.USER_DEFINED
-        add(_CONTROL.get(number, f"<user_defined_symbol_{number:02}>"), kind)
+    for number in range(FIRST_BYTE):
+        kind = kinds.UNKNOWN if number == 0 else kinds.CONTROL if number in CONTROL else kinds.USER_DEFINED
+        add(CONTROL.get(number, f"<user_defined_symbol_{number:02}>"), kind)
     for byte in range(256):
         add(f"<0x{byte:02X}>", kinds.BYTE)
     for rank, piece in enumerate(_ordinary_pieces()):
@@ -119,7 +119,7 @@ def _write_tokenizer(folder: Path) -> int:
             "eos_token": "</s>",
             "unk_token": "<unk>",
             "tokenizer_class": "LlamaTokenizer",
-            "chat_template": _CHAT_TEMPLATE,
+            "chat_template": CHAT_TEMPLATE,
         },
     )
     return len(proto.pieces)

@@ -1,0 +1,278 @@
+"""Train mini's language model: ``python -m training.language {tokenizer,train,export} --work W``.
+
+A small Step1 learns to write the codes of a text in the voice of a prompt, in the product's own clone template. Loss
+is on every audio id, the prompt's too: what stands before a prompt's codes is its text, so they teach the same. The
+teachers and the alignment tell which phoneme sounds when; a linear layer that is thrown away must read it off the last
+state, which shows the model its place in the text long before the codes alone would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from stepaudio.llm.network import Decoder, Dimensions
+from stepaudio.prompts import TOKENIZER_FILE, PromptBuilder, SpeechTokenizer
+from stepaudio.tokens import GROUP, LINGUISTIC_PER_GROUP, ROWS_PER_GROUP, SEMANTIC_ROW_OFFSET
+from stepaudio.types import SpeechTokens
+from training.align import read_aligned
+from training.codes import Coded, read_codes
+from training.data import RATE
+from training.phones import CLASSES, IGNORED, frame_labels
+from training.semantic import LEVELS
+from training.shards import ClipRecord
+from training.texts import held_out, training_texts
+from training.tokenizer import write_tokenizer
+from training.trainer import Plan, best_weights, run
+
+log = logging.getLogger(__name__)
+
+HIDDEN, INTERMEDIATE, LAYERS, HEADS, GROUPS = 192, 512, 6, 6, 2
+MAX_LENGTH = 8192
+SETS = ("hibari", "kokoro", "recordings")
+PROMPT_SECONDS = (1.5, 10.0)
+LONGEST_SECONDS = 14.0
+BATCH_IDS, STEPS, LEARNING_RATE = 9000, 30_000, 1.5e-3
+PHONE_SHARE = 0.5
+GROUP_SECONDS = 0.12
+CENTRES = np.array([0.03, 0.09, 0.02, 0.06, 0.10])
+"""Seconds from a group's beginning to the middle of what each of its ids stands for."""
+
+SPEAKER = "debug"
+SEED = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """A clip as the language model sees it.
+
+    numbers: int64 (5 n,), the N of every ``<audio_N>``. labels: int64 (5 n,), the phoneme at each, IGNORED where
+    nobody knows.
+    """
+
+    speaker: str
+    text: str
+    numbers: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def seconds(self) -> float:
+        """Length of the sound."""
+        return len(self.numbers) / GROUP * GROUP_SECONDS
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One sequence of training: ids, which are written by the model, and the phoneme labels of these."""
+
+    ids: torch.Tensor
+    written: torch.Tensor
+    labels: torch.Tensor
+
+
+def numbers_of(rows: np.ndarray) -> np.ndarray:
+    """Return the numbers int64 (5 n,) of the vocoder's rows (3 n, 2): the inverse of stepaudio.tokens.rows."""
+    table = rows.astype(np.int64).reshape(-1, ROWS_PER_GROUP, 2)
+    linguistic, semantic = table[:, :LINGUISTIC_PER_GROUP, 0], table[:, :, 1] - SEMANTIC_ROW_OFFSET
+    return np.concatenate((linguistic, semantic), axis=1).reshape(-1)
+
+
+def labels_of(record: ClipRecord, offset: int, groups: int) -> np.ndarray:
+    """Return the phoneme at every number of a clip whose codes begin ``offset`` samples (at 16 kHz) into it."""
+    if not record.bounds:
+        return np.full(groups * GROUP, IGNORED, np.int64)
+    seconds = (np.arange(groups)[:, None] * GROUP_SECONDS + CENTRES).reshape(-1)
+    bounds = np.asarray(record.bounds) * (RATE / record.rate)
+    return frame_labels(record.phones, bounds, seconds * RATE + offset)
+
+
+def read_said(work: Path, name: str) -> list[Said]:
+    """Return the clips of a set that have a text, codes, and a length that suits."""
+    places = {one.record.name: one for one in read_aligned(work, name, work / "mels" / name)}
+    found = []
+    for coded in read_codes(work, name):
+        one = places.get(coded.record.name)
+        if one is not None and _suits(coded):
+            labels = labels_of(one.record, one.offset, len(coded.rows) // ROWS_PER_GROUP)
+            found.append(Said(coded.record.speaker, coded.record.text, numbers_of(coded.rows), labels))
+    return found
+
+
+def _suits(coded: Coded) -> bool:
+    record = coded.record
+    known = record.lang == "en" and record.text and record.speaker not in held_out().speakers
+    return bool(known) and 0 < len(coded.rows) / 25 <= LONGEST_SECONDS
+
+
+class Partners:
+    """The clips that may be prompts, by voice."""
+
+    def __init__(self, clips: list[Said]) -> None:
+        self._of = defaultdict(list)
+        for clip in clips:
+            if PROMPT_SECONDS[0] <= clip.seconds <= PROMPT_SECONDS[1]:
+                self._of[clip.speaker].append(clip)
+
+    def has(self, clip: Said) -> bool:
+        """Return whether another clip of the voice can be the prompt."""
+        return len(self._of[clip.speaker]) > 1
+
+    def draw(self, clip: Said, generator: torch.Generator) -> Said:
+        """Return another clip of the same voice."""
+        others = [one for one in self._of[clip.speaker] if one is not clip] if len(self._of[clip.speaker]) < 20 else []
+        pool = others or self._of[clip.speaker]
+        return pool[int(torch.randint(len(pool), (), generator=generator))]
+
+
+class Writer:
+    """Turns two clips of a voice into one training sequence, with the product's prompt builder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = SpeechTokenizer.load(folder / TOKENIZER_FILE)
+        self.prompts = PromptBuilder.load(folder)
+
+    def row(self, prompt: Said, target: Said) -> Row:
+        """Return the sequence in which ``target`` is said in the voice of ``prompt``."""
+        vocabulary = self.tokenizer.vocabulary
+        before = self.prompts.clone_as(SPEAKER, prompt.text, SpeechTokens(prompt.numbers), target.text)
+        answer = [*vocabulary.ids(target.numbers).tolist(), vocabulary.end]
+        ids = torch.tensor(before + answer)
+        audio = (ids >= vocabulary.linguistic.start) & (ids < vocabulary.semantic.stop)
+        labels = torch.full((len(ids),), IGNORED)
+        labels[audio] = torch.from_numpy(np.concatenate((prompt.labels, target.labels)))
+        written = audio.clone()
+        written[-1] = True
+        return Row(ids, written, labels)
+
+
+class Trainee(nn.Module):
+    """The language model, and a layer that reads the phoneme off the state that writes an id."""
+
+    def __init__(self, size: Dimensions) -> None:
+        super().__init__()
+        self.model = Decoder(size)
+        self.lm_head = nn.Linear(size.hidden, size.vocabulary, bias=False)
+        self.phone = nn.Linear(size.hidden, CLASSES)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Linear) else 0.5)
+
+    def forward(self, ids: torch.Tensor, written: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits (n, vocabulary) and phoneme logits (n, CLASSES) where the next id is ``written`` (B, T)."""
+        states = self.model(ids[:, :-1])[written[:, 1:]]
+        return self.lm_head(states), self.phone(states)
+
+
+def size_of(vocabulary: int) -> Dimensions:
+    """Return mini's sizes."""
+    return Dimensions(vocabulary, HIDDEN, INTERMEDIATE, LAYERS, HEADS, GROUPS, 1e-5, MAX_LENGTH)
+
+
+def loss_of(model: Trainee, rows: list[Row]) -> torch.Tensor:
+    """Return the cross-entropy of the written ids, and that of their phonemes beside it."""
+    ids = nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True)
+    written = nn.utils.rnn.pad_sequence([row.written for row in rows], batch_first=True)
+    labels = nn.utils.rnn.pad_sequence([row.labels for row in rows], batch_first=True, padding_value=IGNORED)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, phones = model(ids, written)
+    chosen = written[:, 1:]
+    loss = F.cross_entropy(logits.float(), ids[:, 1:][chosen])
+    known = labels[:, 1:][chosen]
+    if (known != IGNORED).any():
+        loss = loss + PHONE_SHARE * F.cross_entropy(phones.float(), known, ignore_index=IGNORED)
+    return loss
+
+
+def train(work: Path, folder: Path, steps: int) -> None:
+    """Train until ``steps`` steps are done, from the last checkpoint if there is one."""
+    clips = [clip for name in SETS for clip in read_said(work, name)]
+    partners, writer = Partners(clips), Writer(folder)
+    clips = [clip for clip in clips if partners.has(clip)]
+    log.info("%d clips, %.1f h", len(clips), sum(clip.seconds for clip in clips) / 3600)
+    out = work / "language"
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    model = Trainee(size_of(writer.tokenizer.size))
+    log.info("%.2f M parameters", sum(one.numel() for one in model.parameters()) / 1e6)
+
+    def loss(batch: list[Said], generator: torch.Generator) -> torch.Tensor:
+        return loss_of(model, [writer.row(partners.draw(clip, generator), clip) for clip in batch])
+
+    plan = Plan(
+        steps=steps,
+        batch=BATCH_IDS,
+        rate=LEARNING_RATE,
+        warm_up=500,
+        weight_decay=0.05,
+        clip=1.0,
+        average=0.999,
+        seed=SEED,
+    )
+    sizes = [len(clip.numbers) + 300 for clip in clips]
+    run(model, clips, sizes, loss, out / "checkpoint.pt", plan)
+
+
+def export(work: Path, folder: Path) -> None:
+    """Write config.json and the weights, in half precision, beside the tokenizer."""
+    tokenizer = SpeechTokenizer.load(folder / TOKENIZER_FILE)
+    config = {
+        "architectures": ["Step1ForCausalLM"],
+        "model_type": "step1",
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+        "eos_token_id": tokenizer.vocabulary.end,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_attention_heads": HEADS,
+        "num_attention_groups": GROUPS,
+        "num_hidden_layers": LAYERS,
+        "max_seq_len": MAX_LENGTH,
+        "vocab_size": tokenizer.size,
+        "rms_norm_eps": 1e-5,
+        "torch_dtype": "float16",
+    }
+    state = {
+        name: value.half().contiguous() for name, value in best_weights(work / "language" / "checkpoint.pt").items()
+    }
+    state = {name: value for name, value in state.items() if not name.startswith("phone.")}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("tokenizer", "train", "export"))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--to", type=Path, required=True, help="the folder Step-Audio-EditX")
+    parser.add_argument("--speech", type=Path, help="folder of the recordings, whose index holds texts (tokenizer)")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    logs = options.work / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=logs / f"language-{options.part}.log", level=logging.INFO, format="%(asctime)s %(message)s"
+    )
+    if options.part == "tokenizer":
+        texts = training_texts(options.speech / "index.tsv", SEED)
+        log.info("%d pieces", write_tokenizer(texts, int(np.prod(LEVELS)), options.to))
+    elif options.part == "train":
+        train(options.work, options.to, options.steps)
+    else:
+        export(options.work, options.to)
+
+
+if __name__ == "__main__":
+    main()
