@@ -12,7 +12,8 @@ from stepaudio.errors import Cancelled, GenerationError, InvalidInput, WeightsEr
 from stepaudio.tiny.vocoder import write_vocoder
 from stepaudio.tokens import pad_to_groups_as_upstream
 from stepaudio.types import SpeechTokens, Waveform
-from stepaudio.vocoder.vocoder import FLOW_NOISE, SOURCE_NOISE, Vocoder, draw_noise, load_vocoder
+from stepaudio.vocoder.noise import FLOW_NOISE, SOURCE_NOISE, draw_noise
+from stepaudio.vocoder.vocoder import Vocoder, load_vocoder
 from tests.vocoder_recordings import MEL, Recordings, assert_close, speech, voice_of
 
 CPU = torch.device("cpu")

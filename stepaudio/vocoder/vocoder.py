@@ -14,10 +14,8 @@ from stepaudio.types import FloatArray, SpeechTokens, Waveform
 from stepaudio.vocoder.config import VocoderConfig, read_config
 from stepaudio.vocoder.flow import Flow, Progress, ShouldStop
 from stepaudio.vocoder.hift import HiFT
+from stepaudio.vocoder.noise import FLOW_NOISE, SOURCE_NOISE, draw_noise
 from stepaudio.vocoder.weights import FLOW_NAME, HIFT_NAME, fill, hift_names, read_state
-
-# The numbers of the independent noises that one seed gives.
-FLOW_NOISE, SOURCE_NOISE = 0, 1
 
 
 class Vocoder:
@@ -97,17 +95,6 @@ class Vocoder:
         if not torch.isfinite(samples).all():
             raise GenerationError("The vocoder produced samples that are not finite; trying again may help.")
         return Waveform(samples.cpu().numpy(), self.sample_rate)
-
-
-def draw_noise(seed: int, stream: int, length: int, channels: int) -> Tensor:
-    """Return Gaussian noise float32 (1, length, channels), the same on every machine and device.
-
-    ``stream`` tells independent noises of one seed apart. Drawn on the CPU, and time runs slowest: a longer
-    draw begins with the shorter one.
-    """
-    state = np.random.SeedSequence(seed % 2**64, spawn_key=(stream,)).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0]))
-    return torch.randn((1, length, channels), generator=generator)
 
 
 def load_vocoder(folder: Path, device: torch.device) -> Vocoder:
