@@ -107,10 +107,9 @@ def test_what_cannot_be_built_is_said_in_one_sentence(tmp_path: Path, old: str, 
     assert "\n" not in str(caught.value)
 
 
-def test_the_bigvgan_flavour_is_recognised_and_refused_by_name(tmp_path: Path) -> None:
-    head = TINY_YAML[: TINY_YAML.index("hift:")]
-    text = head + "hift: !new:stepvocoder.cosyvoice2.bigvgan.BigVGAN\n    upsample_initial_channel: 768\n"
-    with pytest.raises(WeightsError, match="its sound generator is BigVGAN, and only HiFTGenerator is supported"):
+def test_a_sound_generator_of_neither_kind_is_refused_by_name(tmp_path: Path) -> None:
+    text = TINY_YAML.replace("hifigan.generator.HiFTGenerator", "vocos.Vocos")
+    with pytest.raises(WeightsError, match="'hift' names Vocos, but only HiFTGenerator and BigVGAN are supported"):
         read_config(written(tmp_path, text))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stepaudio.vocoder.config import YAML_NAME, read_config
 from stepaudio.vocoder.flow import Flow
-from stepaudio.vocoder.hift import HiFT
+from stepaudio.vocoder.vocoder import sound_generator
 from stepaudio.vocoder.weights import DIRECTION, FLOW_NAME, HIFT_NAME, LENGTH, weight_lengths
 
 # The real file's tags and fields with small sizes; rates, mel and vocabulary are the real ones.
@@ -105,7 +105,7 @@ def write_vocoder(folder: Path, seed: int) -> None:
     config = read_config(folder)
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
-        flow, hift = Flow(config.flow), HiFT(config.hift)
+        flow, hift = Flow(config.flow), sound_generator(config.hift)
     torch.save(_draw(flow, generator), folder / FLOW_NAME)
     weights = _draw(hift, generator)
     weights["f0_predictor.classifier.weight"] *= F0_SPREAD

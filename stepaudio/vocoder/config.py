@@ -6,17 +6,12 @@ known architectures is meant, and every number goes into a frozen dataclass.
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar
 
-import yaml
-
-from stepaudio.errors import WeightsError
-
-log = logging.getLogger(__name__)
+from stepaudio.vocoder.section import Section, read_section
 
 YAML_NAME = "cosyvoice.yaml"
 
@@ -66,6 +61,7 @@ class FlowConfig:
 class HiftConfig:
     """The HiFT sound generator: mel to samples. Levels are amplitudes, ``voiced_threshold`` is in Hz."""
 
+    kind: ClassVar[str] = "HiFTGenerator"
     mel_channels: int
     base_channels: int
     harmonics: int
@@ -92,116 +88,48 @@ class HiftConfig:
 
 
 @dataclass(frozen=True)
-class VocoderConfig:
-    """All of ``cosyvoice.yaml``. ``mel`` holds ``mel_conf``: how prompt mels are computed."""
+class BigvganConfig:
+    """The BigVGAN sound generator: mel to samples."""
 
-    flow: FlowConfig
-    hift: HiftConfig
-    mel: dict[str, int]
+    kind: ClassVar[str] = "BigVGAN"
+    mel_channels: int
+    base_channels: int
+    sample_rate: int
+    upsample_rates: tuple[int, ...]
+    upsample_kernels: tuple[int, ...]
+    resblock_kernels: tuple[int, ...]
+    resblock_dilations: tuple[tuple[int, ...], ...]
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples of sound that one mel frame becomes."""
+        return math.prod(self.upsample_rates)
 
 
 @dataclass(frozen=True)
-class _Tagged:
-    """A mapping under a ``!new:`` tag, as parsed: the last part of the tag and the values."""
+class VocoderConfig:
+    """All of ``cosyvoice.yaml``.
 
-    name: str
-    values: dict[str, object]
+    ``hift`` is the sound generator, whichever of the two it is: the yaml and the file of its weights call it so.
+    ``mel`` holds ``mel_conf``: how prompt mels are computed.
+    """
 
-
-class _Section:
-    """One mapping of the yaml. Every read takes its key away, so that what is left at the end is unknown."""
-
-    def __init__(self, path: Path, where: str, values: dict[str, object]) -> None:
-        self._path, self._where, self._left = path, where, dict(values)
-        self._names = (path.name, path.parent)
-
-    def refuse(self, problem: str) -> NoReturn:
-        raise WeightsError(f"{self._path.name} in {self._path.parent} cannot be used: {problem}.")
-
-    def take(self, key: str) -> object:
-        if key not in self._left:
-            self.refuse(f"'{self._where}{key}' is missing")
-        return self._left.pop(key)
-
-    def integer(self, key: str, least: int = 1) -> int:
-        value = self.take(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            self.refuse(f"'{self._where}{key}' must be a whole number of at least {least}, not {value!r}")
-        return value
-
-    def number(self, key: str) -> float:
-        value = self.take(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            self.refuse(f"'{self._where}{key}' must be a number, not {value!r}")
-        return float(value)
-
-    def integers(self, key: str) -> tuple[int, ...]:
-        return self._as_integers(key, self.take(key))
-
-    def table(self, key: str) -> tuple[tuple[int, ...], ...]:
-        value = self.take(key)
-        if not isinstance(value, list) or not value:
-            self.refuse(f"'{self._where}{key}' must be a list of lists, not {value!r}")
-        return tuple(self._as_integers(key, row) for row in value)
-
-    def _as_integers(self, key: str, value: object) -> tuple[int, ...]:
-        if not isinstance(value, list) or not value or not all(type(n) is int and n > 0 for n in value):
-            self.refuse(f"'{self._where}{key}' must be a list of positive whole numbers, not {value!r}")
-        return tuple(value)
-
-    def fixed(self, key: str, only: object) -> None:
-        """Take a key of which one value alone is built."""
-        value = self.take(key)
-        if value != only:
-            self.refuse(f"'{self._where}{key}' is {value!r}, but only {only!r} is supported")
-
-    def skip(self, *keys: str) -> None:
-        """Take keys that mean nothing at inference, if they are there."""
-        for key in keys:
-            self._left.pop(key, None)
-
-    def mapping(self, key: str) -> _Section:
-        value = self.take(key)
-        if not isinstance(value, dict):
-            self.refuse(f"'{self._where}{key}' must be a mapping, not {value!r}")
-        return _Section(self._path, f"{self._where}{key}.", value)
-
-    def tagged(self, key: str, name: str) -> _Section:
-        """Take a mapping under ``!new:``, whose class must be ``name``."""
-        value = self.take(key)
-        if not isinstance(value, _Tagged):
-            self.refuse(f"'{self._where}{key}' must be a mapping under a !new: tag")
-        if "bigvgan" in value.name.lower():
-            self.refuse(
-                f"its sound generator is {value.name}, and only HiFTGenerator is supported so far; "
-                "use a weights folder whose cosyvoice.yaml names HiFTGenerator"
-            )
-        if value.name != name:
-            self.refuse(f"'{self._where}{key}' names {value.name}, but only {name} is supported")
-        return _Section(self._path, f"{self._where}{key}.", value.values)
-
-    def require(self, holds: bool, problem: str) -> None:
-        if not holds:
-            self.refuse(problem)
-
-    def finish(self) -> None:
-        """Tell of keys that nothing here reads. Not an error: a release may note things that change no network."""
-        for key in self._left:
-            log.warning("%s in %s: '%s%s' is not known and is ignored.", *self._names, self._where, key)
+    flow: FlowConfig
+    hift: HiftConfig | BigvganConfig
+    mel: dict[str, int]
 
 
 def read_config(folder: Path) -> VocoderConfig:
     """Return what ``cosyvoice.yaml`` in ``folder`` says.
 
-    Unknown keys within ``mel_conf``, ``flow`` and ``hift`` are refused, for they would change a network;
-    other top-level entries concern other programs. Raises WeightsError for a file that is missing, is not
+    Unknown keys within ``mel_conf``, ``flow`` and ``hift`` are told in the log and ignored; other top-level
+    entries concern other programs. Raises WeightsError for a file that is missing, is not
     such a yaml, contradicts itself, or names an architecture that is not built here.
     """
     path = folder / YAML_NAME
-    top = _Section(path, "", _parse(path))
+    top = read_section(path)
     mel = _mel(top.mapping("mel_conf"))
-    # The generator goes first: a yaml of another flavour is then refused for its flavour.
-    hift = _hift(top.tagged("hift", "HiFTGenerator"))
+    hift = _generator(top, mel)
     flow = _flow(top.tagged("flow", "CausalMaskedDiffWithXvec"))
     top.require(
         mel["num_mels"] == flow.mel_channels == hift.mel_channels,
@@ -218,37 +146,14 @@ def read_config(folder: Path) -> VocoderConfig:
     return VocoderConfig(flow, hift, mel)
 
 
-def _parse(path: Path) -> dict[str, object]:
-    class Loader(yaml.SafeLoader):
-        """SafeLoader that keeps the name after ``!new:`` beside the mapping."""
-
-    def tagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> _Tagged:
-        if not isinstance(node, yaml.MappingNode):
-            raise yaml.constructor.ConstructorError(None, None, "!new: stands before no mapping", node.start_mark)
-        return _Tagged(suffix.rpartition(".")[2], loader.construct_mapping(node, deep=True))
-
-    Loader.add_multi_constructor("!new:", tagged)
-    try:
-        text = path.read_text(encoding="utf-8")
-        # Loader is a SafeLoader: it builds plain values and _Tagged, nothing that the file could name.
-        values = yaml.load(text, Loader=Loader)
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path.name} is missing in {path.parent}.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise WeightsError(f"{path.name} in {path.parent} cannot be read: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict):
-        raise WeightsError(f"{path.name} in {path.parent} cannot be used: it holds no mapping.")
-    return values
-
-
-def _mel(section: _Section) -> dict[str, int]:
+def _mel(section: Section) -> dict[str, int]:
     sizes = {key: section.integer(key) for key in ("num_mels", "n_fft", "hop_size", "win_size", "sampling_rate")}
     mel = {**sizes, "fmin": section.integer("fmin", least=0), "fmax": section.integer("fmax")}
     section.finish()
     return mel
 
 
-def _flow(section: _Section) -> FlowConfig:
+def _flow(section: Section) -> FlowConfig:
     embedding = section.tagged("input_embedding", "DualCodebookEmbedding")
     encoder = _encoder(section.tagged("encoder", "UpsampleConformerEncoderV2"))
     decoder = section.tagged("decoder", "CausalConditionalCFM")
@@ -276,7 +181,7 @@ def _flow(section: _Section) -> FlowConfig:
     return flow
 
 
-def _encoder(section: _Section) -> EncoderConfig:
+def _encoder(section: Section) -> EncoderConfig:
     encoder = EncoderConfig(
         input_size=section.integer("input_size"),
         output_size=section.integer("output_size"),
@@ -302,7 +207,7 @@ def _encoder(section: _Section) -> EncoderConfig:
     return encoder
 
 
-def _dit(section: _Section) -> DitConfig:
+def _dit(section: Section) -> DitConfig:
     dit = DitConfig(
         in_channels=section.integer("in_channels"),
         out_channels=section.integer("out_channels"),
@@ -316,7 +221,18 @@ def _dit(section: _Section) -> DitConfig:
     return dit
 
 
-def _hift(section: _Section) -> HiftConfig:
+def _generator(top: Section, mel: dict[str, int]) -> HiftConfig | BigvganConfig:
+    name = top.class_name("hift")
+    if BigvganConfig.kind.lower() in name.lower():  # the real tag was never seen: it may be spelled otherwise
+        return _bigvgan(top.tagged("hift", name), mel)
+    top.require(
+        name == HiftConfig.kind,
+        f"'hift' names {name}, but only {HiftConfig.kind} and {BigvganConfig.kind} are supported",
+    )
+    return _hift(top.tagged("hift", name))
+
+
+def _hift(section: Section) -> HiftConfig:
     istft = section.mapping("istft_params")
     f0 = section.tagged("f0_predictor", "ConvRNNF0Predictor")
     hift = HiftConfig(
@@ -355,3 +271,40 @@ def _hift(section: _Section) -> HiftConfig:
     section.require(hift.base_channels % 2**stages == 0, f"'hift.base_channels' must be a multiple of {2**stages}")
     section.require(0 < hift.limit <= 1, "'hift.audio_limit' must lie above 0 and be at most 1")
     return hift
+
+
+def _bigvgan(section: Section, mel: dict[str, int]) -> BigvganConfig:
+    if "h" in section:  # the published BigVGAN takes all its hyper-parameters in one mapping of this name
+        section.skip("use_cuda_kernel")
+        outer, section = section, section.mapping("h", tag_allowed=True)
+        outer.finish()
+    bigvgan = BigvganConfig(
+        # mel_conf says these two as well, so the generator's entry need not.
+        mel_channels=section.integer("num_mels") if "num_mels" in section else mel["num_mels"],
+        sample_rate=section.integer("sampling_rate") if "sampling_rate" in section else mel["sampling_rate"],
+        base_channels=section.integer("upsample_initial_channel"),
+        upsample_rates=section.integers("upsample_rates"),
+        upsample_kernels=section.integers("upsample_kernel_sizes"),
+        resblock_kernels=section.integers("resblock_kernel_sizes"),
+        resblock_dilations=section.table("resblock_dilation_sizes"),
+    )
+    section.fixed("resblock", "1", 1, optional=True)
+    section.fixed("activation", "snakebeta", optional=True)
+    for key, only in (("snake_logscale", True), ("use_bias_at_final", False), ("use_tanh_at_final", False)):
+        section.fixed(key, only, optional=True)
+    section.skip("use_cuda_kernel", "n_fft", "hop_size", "win_size", "fmin", "fmax")
+    section.finish()
+    stages = len(bigvgan.upsample_rates)
+    section.require(
+        len(bigvgan.upsample_kernels) == stages and len(bigvgan.resblock_dilations) == len(bigvgan.resblock_kernels),
+        "the lists of 'hift' differ in length",
+    )
+    section.require(
+        all(k >= u and (k - u) % 2 == 0 for u, k in zip(bigvgan.upsample_rates, bigvgan.upsample_kernels, strict=True)),
+        "each of 'hift.upsample_kernel_sizes' must exceed its rate by an even number, or frames would not fit together",
+    )
+    section.require(all(k % 2 for k in bigvgan.resblock_kernels), "'hift.resblock_kernel_sizes' must be odd")
+    section.require(
+        bigvgan.base_channels % 2**stages == 0, f"'hift.upsample_initial_channel' must be a multiple of {2**stages}"
+    )
+    return bigvgan

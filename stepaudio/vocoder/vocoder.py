@@ -1,4 +1,4 @@
-"""Audio tokens to sound, in two stages that are timed apart: the flow (to mel) and HiFT (to samples)."""
+"""Audio tokens to sound, in two stages that are timed apart: the flow (to mel) and HiFT or BigVGAN (to samples)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from torch import Tensor
 from stepaudio.errors import GenerationError, InvalidInput
 from stepaudio.tokens import rows
 from stepaudio.types import FloatArray, SpeechTokens, Waveform
-from stepaudio.vocoder.config import VocoderConfig, read_config
+from stepaudio.vocoder.bigvgan import BigVGAN, without_filters
+from stepaudio.vocoder.config import BigvganConfig, HiftConfig, VocoderConfig, read_config
 from stepaudio.vocoder.flow import Flow, Progress, ShouldStop
 from stepaudio.vocoder.hift import HiFT
-from stepaudio.vocoder.noise import FLOW_NOISE, SOURCE_NOISE, draw_noise
-from stepaudio.vocoder.weights import FLOW_NAME, HIFT_NAME, fill, hift_names, read_state
+from stepaudio.vocoder.noise import FLOW_NOISE, SOURCE_NOISE, Noise, draw_noise
+from stepaudio.vocoder.sound_stream import sound_stream
+from stepaudio.vocoder.stream import StreamConfig, Voice, VocoderStream
+from stepaudio.vocoder.weights import FLOW_NAME, HIFT_NAME, check_kind, fill, hift_names, read_state
 
 
 class Vocoder:
@@ -24,7 +27,7 @@ class Vocoder:
     Holds no state between calls; calls from several threads do not disturb each other.
     """
 
-    def __init__(self, config: VocoderConfig, flow: Flow, hift: HiFT, device: torch.device) -> None:
+    def __init__(self, config: VocoderConfig, flow: Flow, hift: HiFT | BigVGAN, device: torch.device) -> None:
         self.config = config
         self.device = device
         self._flow = flow
@@ -58,10 +61,7 @@ class Vocoder:
         """
         if tokens.groups == 0:
             raise GenerationError("The language model produced no sound; trying again may help.")
-        if prompt_tokens.groups == 0 or len(prompt_mel) == 0:
-            raise InvalidInput("The reference recording is too short: it must hold at least 0.12 seconds of sound.")
-        if steps < 1:
-            raise InvalidInput(f"The number of flow steps must be at least 1, not {steps}.")
+        _check_prompt(prompt_tokens, prompt_mel, steps)
         prompt_rows = rows(prompt_tokens.numbers)
         both = np.concatenate((prompt_rows, rows(tokens.numbers)))  # (L, 2)
         # Asked here, where it is a sentence: an index out of range would take a GPU's context down.
@@ -85,16 +85,59 @@ class Vocoder:
     def sound(self, mel: Tensor, *, seed: int) -> Waveform:
         """Return the sound of a mel (1, 80, T): 480 samples a frame, within the yaml's audio_limit.
 
+        The seed is that of HiFT's source noise; BigVGAN has no noise, and 1 is its limit.
         Raises GenerationError for a mel without frames and for samples that are not finite.
         """
         if mel.shape[-1] == 0:
             raise GenerationError("The flow produced no sound; trying again may help.")
-        config = self.config.hift
-        noise = draw_noise(seed, SOURCE_NOISE, mel.shape[-1] * config.frame_samples, config.harmonics + 1)
-        samples = self._hift(mel.to(self.device), noise.to(self.device))[0]
+        mel = mel.to(self.device)
+        if isinstance(self._hift, BigVGAN):
+            samples = self._hift(mel)[0]
+        else:
+            config = self._hift.config
+            noise = draw_noise(seed, SOURCE_NOISE, mel.shape[-1] * config.frame_samples, config.harmonics + 1)
+            samples = self._hift(mel, noise.to(self.device))[0]
         if not torch.isfinite(samples).all():
             raise GenerationError("The vocoder produced samples that are not finite; trying again may help.")
         return Waveform(samples.cpu().numpy(), self.sample_rate)
+
+    def stream(
+        self,
+        prompt_tokens: SpeechTokens,
+        prompt_mel: FloatArray,
+        speaker: FloatArray,
+        *,
+        seed: int,
+        steps: int = 10,
+        should_stop: ShouldStop | None = None,
+        config: StreamConfig = StreamConfig(),  # noqa: B008 - frozen, so shared safely
+    ) -> VocoderStream:
+        """Return a stream that turns audio tokens into sound while they are being written.
+
+        The voice comes from the prompt, as in flow(); the noises are those of flow() and sound() for the seed.
+        Raises InvalidInput for a prompt without a whole group or mel.
+        """
+        _check_prompt(prompt_tokens, prompt_mel, steps)
+        voice = Voice(
+            rows(prompt_tokens.numbers),
+            torch.tensor(prompt_mel, device=self.device)[None],
+            torch.tensor(speaker, device=self.device)[None],
+        )
+        noise = Noise(seed, FLOW_NOISE, self.config.flow.mel_channels).take
+        sound = sound_stream(self._hift, seed, self.device)
+        return VocoderStream(self._flow, sound, voice, noise, steps=steps, config=config, should_stop=should_stop)
+
+
+def _check_prompt(tokens: SpeechTokens, mel: FloatArray, steps: int) -> None:
+    if tokens.groups == 0 or len(mel) == 0:
+        raise InvalidInput("The reference recording is too short: it must hold at least 0.12 seconds of sound.")
+    if steps < 1:
+        raise InvalidInput(f"The number of flow steps must be at least 1, not {steps}.")
+
+
+def sound_generator(config: HiftConfig | BigvganConfig) -> HiFT | BigVGAN:
+    """Return the sound generator of a config, with weights still to be filled in."""
+    return BigVGAN(config) if isinstance(config, BigvganConfig) else HiFT(config)
 
 
 def load_vocoder(folder: Path, device: torch.device) -> Vocoder:
@@ -105,7 +148,13 @@ def load_vocoder(folder: Path, device: torch.device) -> Vocoder:
     config = read_config(folder)
     # Built without memory: initial values would be drawn only to be thrown away.
     with torch.device("meta"):
-        flow, hift = Flow(config.flow), HiFT(config.hift)
+        flow = Flow(config.flow)
+        hift = sound_generator(config.hift)
     fill(flow, read_state(folder / FLOW_NAME), folder / FLOW_NAME)
-    fill(hift, hift_names(read_state(folder / HIFT_NAME)), folder / HIFT_NAME)
+    path = folder / HIFT_NAME
+    weights = hift_names(read_state(path))
+    check_kind(weights, config.hift.kind, path)
+    if isinstance(hift, BigVGAN):
+        weights = without_filters(weights, path)
+    fill(hift, weights, path)
     return Vocoder(config, flow.to(device), hift.to(device), device)

@@ -17,8 +17,12 @@ from stepaudio.errors import WeightsError
 FLOW_NAME, HIFT_NAME = "flow.pt", "hift.pt"
 
 HIFT_PREFIX = "generator."  # some repositories have saved the generator inside its trainer
-# How torch names the length and the direction of a weight under weight normalisation.
+# How torch names the length and the direction of a weight under weight normalisation; HiFT has these names,
+# BigVGAN those of older versions.
 LENGTH, DIRECTION = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
+OLD_LENGTH, OLD_DIRECTION = ".weight_g", ".weight_v"
+# What names of weights begin with in one of the two kinds of sound generator alone.
+MARKS = {"HiFTGenerator": ("f0_predictor.", "m_source."), "BigVGAN": ("activation_post.", "resblocks.0.activations.")}
 
 
 DAMAGE = (
@@ -59,7 +63,7 @@ def _check(path: Path) -> None:
 
 
 def hift_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of hift.pt under the names of the HiFT module.
+    """Return the weights of hift.pt under the names of the modules HiFT or BigVGAN.
 
     The prefix ``generator.`` goes, and every weight that is stored normalised, as a length g and a direction
     v, becomes w = g * v / |v|, the norm taken over all dimensions but the first. At inference that is all the
@@ -67,13 +71,27 @@ def hift_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     is, under names that no module has.
     """
     names = {key.removeprefix(HIFT_PREFIX): value for key, value in state.items()}
-    for stem in [key.removesuffix(LENGTH) for key in names if key.endswith(LENGTH)]:
-        length, direction = names[stem + LENGTH], names.get(stem + DIRECTION)
-        if direction is None or length.shape != (len(direction), *(1,) * (direction.dim() - 1)):
-            continue
-        del names[stem + LENGTH], names[stem + DIRECTION]
-        names[f"{stem}.weight"] = direction * (length / weight_lengths(direction))
+    for ends in ((LENGTH, DIRECTION), (OLD_LENGTH, OLD_DIRECTION)):
+        for stem in [key.removesuffix(ends[0]) for key in names if key.endswith(ends[0])]:
+            length, direction = (names.get(stem + end) for end in ends)
+            if length is None or direction is None or length.shape != weight_lengths(direction).shape:
+                continue
+            del names[stem + ends[0]], names[stem + ends[1]]
+            names[f"{stem}.weight"] = direction * (length / weight_lengths(direction))
     return names
+
+
+def check_kind(state: Mapping[str, Tensor], kind: str, path: Path) -> None:
+    """Raise WeightsError, naming ``path``, if the weights are those of another kind of sound generator.
+
+    state: as hift_names returns it; kind: that of the config, a key of MARKS.
+    """
+    found = next((name for name, marks in MARKS.items() if any(key.startswith(marks) for key in state)), kind)
+    if found != kind:
+        raise WeightsError(
+            f"{path.name} in {path.parent} does not fit the cosyvoice.yaml beside it: the weights are those of "
+            f"{found}, but the yaml names {kind}; both files must come from the same release."
+        )
 
 
 def weight_lengths(weight: Tensor) -> Tensor:
