@@ -42,11 +42,15 @@ def encoder_fingerprint(files: Sequence[Path], constants: Mapping[str, object]) 
     """
     whole = hashlib.sha256(json.dumps(constants, sort_keys=True).encode())
     for path in files:
-        try:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-                size = file.tell()
-        except OSError as error:
-            raise WeightsError(f"The file {path.name} in {path.parent} cannot be read ({error.strerror}).") from error
+        content, size = hash_file(path)
         whole.update(json.dumps([path.name, size, content]).encode())
     return whole.hexdigest()
+
+
+def hash_file(path: Path) -> tuple[str, int]:
+    """Return (SHA-256 in hexadecimal, size in bytes) of a file; raises WeightsError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+    except OSError as error:
+        raise WeightsError(f"The file {path.name} in {path.parent} cannot be read ({error.strerror}).") from error

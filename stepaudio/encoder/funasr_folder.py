@@ -93,12 +93,39 @@ def load_funasr(folder: Path, device: torch.device) -> FunasrModel:
             f"is damaged or of another model ({type(error).__name__}: {error})."
         ) from error
     frontend = options["frontend"]
+    _check_cmvn(frontend, folder)
+    complete = _load_weights(model, folder, device)
+    return FunasrModel(folder, model, frontend, options["tokenizer"], options, complete)
+
+
+def load_frontend(folder: Path) -> nn.Module:
+    """Return the front end alone (funasr's WavFrontendOnline, dither 0), without reading model.pt.
+
+    Raises WeightsError naming the file that is at fault.
+    """
+    for name in (CONFIG, CMVN):
+        if not (folder / name).is_file():
+            raise WeightsError(f"The file {name} is missing in the FunASR folder {folder}.")
+    config = _read_config(folder)
+    import_automodel()
+    online = importlib.import_module("funasr.frontends.wav_frontend").WavFrontendOnline
+    try:
+        frontend: nn.Module = online(**{**config["frontend_conf"], "cmvn_file": str(folder / CMVN), "dither": 0.0})
+    except _BUILD_ERRORS as error:
+        raise WeightsError(
+            f"FunASR cannot build the front end of {folder}; its {CONFIG} or {CMVN} is damaged or of another model "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    _check_cmvn(frontend, folder)
+    return frontend
+
+
+def _check_cmvn(frontend: Any, folder: Path) -> None:
+    """Raise WeightsError where am.mvn did not give a shift and a scale for every feature."""
     if frontend.cmvn is None or tuple(frontend.cmvn.shape) != (2, frontend.output_size()):
         raise WeightsError(
             f"The file {CMVN} in {folder} is damaged: it does not hold {frontend.output_size()} shifts and scales."
         )
-    complete = _load_weights(model, folder, device)
-    return FunasrModel(folder, model, frontend, options["tokenizer"], options, complete)
 
 
 def build_funasr(config: Mapping[str, Any], folder: Path, device: torch.device) -> tuple[Any, dict[str, Any]]:

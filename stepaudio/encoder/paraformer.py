@@ -15,8 +15,9 @@ import torch
 
 from stepaudio import torchaudio_compat
 from stepaudio.device import without_tf32
+from stepaudio.encoder.exported import OnnxNetwork
 from stepaudio.encoder.funasr_folder import FunasrModel, load_funasr
-from stepaudio.encoder.sanm import NEW_FRAMES, SanmConfig, SanmEncoder
+from stepaudio.encoder.sanm import NEW_FRAMES, SanmConfig, SanmEncoder, round_products
 from stepaudio.errors import WeightsError
 from stepaudio.tokens import LINGUISTIC_CODES
 from stepaudio.types import FloatArray, IntArray
@@ -111,12 +112,14 @@ class LinguisticEncoder:
 
     The numbers are those of the chunk loop of the reference implementation with its dither switched off; the same
     samples always give the same codes. ``funasr`` is the loaded model that this was made from, if any.
+
+    dtype: precision of the network. In bfloat16 it is that of the matrix products alone, see sanm.round_products.
     """
 
     def __init__(
         self,
         fbank: StackedFbank,
-        network: SanmEncoder,
+        network: SanmEncoder | OnnxNetwork,
         centroids: FloatArray,
         *,
         device: torch.device,
@@ -126,10 +129,19 @@ class LinguisticEncoder:
         self.device, self.dtype, self.funasr = device, dtype, funasr
         self.config = network.config
         self._fbank = fbank
-        self._network = network.to(device, dtype).eval()
+        self._precision = torch.promote_types(dtype, torch.float32)
+        network = network.to(device, self._precision).eval()
+        if isinstance(network, SanmEncoder) and dtype != self._precision:
+            network = round_products(network, dtype)
+        self._network = network
         # Distances in float64: rounding (or TF32) must not decide between two centroids that are nearly as close.
         self._centroids = torch.from_numpy(centroids).to(device, torch.float64)
         self._half_norms = self._centroids.square().sum(1) / 2
+
+    @property
+    def provider(self) -> str | None:
+        """The ONNX Runtime provider that the network runs with, None where torch runs it."""
+        return self._network.provider if isinstance(self._network, OnnxNetwork) else None
 
     def frames(self, samples: FloatArray) -> FloatArray:
         """Return the encoder's output frames, float32 (n, D), of 16 kHz ``samples``."""
@@ -147,6 +159,14 @@ class LinguisticEncoder:
         with torch.inference_mode():
             return self._nearest(torch.from_numpy(frames).to(self.device))
 
+    def margins(self, frames: FloatArray) -> FloatArray:
+        """Return for output frames (n, D) how much farther the second nearest centroid is, float32 (n,)."""
+        with torch.inference_mode():
+            distances = torch.cdist(torch.from_numpy(frames).to(self.device).double(), self._centroids)
+            nearest = distances.topk(2, dim=1, largest=False).values
+            out: FloatArray = (nearest[:, 1] - nearest[:, 0]).float().cpu().numpy()
+        return out
+
     def _nearest(self, frames: torch.Tensor) -> IntArray:
         # |frame - centroid|^2 without |frame|^2, halved: what is left decides which is nearest.
         codes: IntArray = (self._half_norms - frames.double() @ self._centroids.T).argmin(dim=1).cpu().numpy()
@@ -154,7 +174,7 @@ class LinguisticEncoder:
 
     def _run(self, samples: FloatArray) -> torch.Tensor:
         with without_tf32(self.device):
-            frames: torch.Tensor = self._network(self._fbank(samples).to(self.device, self.dtype))
+            frames: torch.Tensor = self._network(self._fbank(samples).to(self.device, self._precision))
         return frames
 
 

