@@ -1,4 +1,4 @@
-"""The command line: ``python -m stepaudio serve | download | doctor | tiny | bench``."""
+"""The command line: ``python -m stepaudio serve | download | doctor | tiny | export-encoder | bench``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from stepaudio.errors import StepAudioError
 from stepaudio.settings import Settings, add_flags, flags_from, load_settings
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+DOCTOR_SETTINGS = (
+    *("models_dir", "weights", "cache_dir", "device", "dtype", "threads"),
+    *("linguistic_engine", "linguistic_onnx_dir"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor", help="say what runs where and what is missing", description="Say what runs where and what is missing."
     )
-    add_flags(doctor, only=["models_dir", "weights", "cache_dir", "device", "dtype", "threads"])
+    add_flags(doctor, only=DOCTOR_SETTINGS)
     doctor.set_defaults(run=_doctor)
 
     tiny = commands.add_parser(
@@ -60,6 +64,17 @@ def build_parser() -> argparse.ArgumentParser:
     tiny.add_argument("folder", type=Path, help="the folder to write")
     tiny.add_argument("--seed", type=int, default=1, help="seed of the random weights (default: 1)")
     tiny.set_defaults(run=_tiny)
+
+    export = commands.add_parser(
+        "export-encoder",
+        help="write the linguistic encoder as ONNX, and measure it",
+        description="Write the linguistic encoder as ONNX, then compare codes and time of every engine with torch's.",
+    )
+    from stepaudio import export_encoder
+
+    export_encoder.add_arguments(export)
+    add_flags(export, only=["models_dir", "weights", "cache_dir", "device", "threads"])
+    export.set_defaults(run=export_encoder.run)
 
     bench = commands.add_parser("bench", help="measure", description="Measure, side by side in one run.")
     benches = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from stepaudio.cache import EncodingCache
 from stepaudio.device import Runtime
+from stepaudio.encoder.engines import TORCH, LinguisticChoice, engine_words, load_chosen
 from stepaudio.encoder.fingerprint import encoder_fingerprint, preprocessing_constants
-from stepaudio.encoder.paraformer import load_linguistic
+from stepaudio.encoder.paraformer import LinguisticEncoder
 from stepaudio.encoder.reference import ReferenceEncoder
 from stepaudio.encoder.s3 import SemanticEncoder
 from stepaudio.encoder.speaker import SpeakerEncoder
@@ -48,12 +50,13 @@ class Engine:
 
 def load_engine(weights: WeightsFolder, settings: Settings, runtime: Runtime) -> Engine:
     """Return the engine of a weights folder; raises WeightsError naming what is missing or damaged."""
-    encoder = load_encoder(weights, runtime)
+    choice = linguistic_choice(settings)
+    encoder = load_encoder(weights, runtime, choice)
     prompts, lm = load_language_model(weights, settings, runtime)
     vocoder = load_vocoder(weights.cosyvoice, runtime.device)
     cache = EncodingCache(
         settings.cache_dir / ENCODINGS,
-        fingerprint(weights, encoder.mel),
+        fingerprint(weights, encoder.mel, choice),
         size_limit=settings.cache_megabytes * 2**20,
         enabled=settings.cache_enabled,
     )
@@ -67,18 +70,31 @@ def load_engine(weights: WeightsFolder, settings: Settings, runtime: Runtime) ->
         limits=Limits(settings.max_text_characters, settings.max_transcript_characters, longest),
         synchronize=runtime.synchronize,
     )
-    return Engine(pipeline, encoder, weights, runtime, _summary(runtime, encoder))
+    return Engine(pipeline, encoder, weights, runtime, _summary(runtime, encoder, choice))
 
 
-def load_encoder(weights: WeightsFolder, runtime: Runtime) -> ReferenceEncoder:
+def linguistic_choice(settings: Settings) -> LinguisticChoice:
+    """Return what the settings say about the linguistic encoder's engine."""
+    folder = settings.linguistic_onnx_dir
+    return LinguisticChoice(settings.linguistic_engine, Path(folder) if folder else None)
+
+
+def load_encoder(weights: WeightsFolder, runtime: Runtime, choice: LinguisticChoice = TORCH) -> ReferenceEncoder:
     """Return the four encoders of a reference, side by side."""
     device, threads = runtime.device, runtime.threads
     return ReferenceEncoder(
-        linguistic=load_linguistic(weights.funasr, weights.tokenizer / CENTROIDS, device=device),
+        linguistic=load_linguistic_encoder(weights, runtime, choice),
         semantic=SemanticEncoder(weights.tokenizer / S3_ONNX, device=device, threads=threads),
         # CAM++ is small: on the CPU it runs beside the others without waiting for the GPU.
         speaker=SpeakerEncoder(weights.cosyvoice / CAMPPLUS, device=torch.device("cpu"), threads=threads),
         mel=mel_config(weights),
+    )
+
+
+def load_linguistic_encoder(weights: WeightsFolder, runtime: Runtime, choice: LinguisticChoice) -> LinguisticEncoder:
+    """Return the linguistic encoder run by the engine that is chosen."""
+    return load_chosen(
+        choice, weights.funasr, weights.tokenizer / CENTROIDS, device=runtime.device, threads=runtime.threads
     )
 
 
@@ -95,19 +111,22 @@ def mel_config(weights: WeightsFolder) -> MelConfig:
     return MelConfig(**read_config(weights.cosyvoice).mel)
 
 
-def fingerprint(weights: WeightsFolder, mel: MelConfig) -> str:
-    """Return what the cache's keys carry of the encoder: its files' contents and its preprocessing."""
+def fingerprint(weights: WeightsFolder, mel: MelConfig, choice: LinguisticChoice) -> str:
+    """Return what the cache's keys carry of the encoder: its files' contents, its preprocessing and its engine."""
     files = [weights.tokenizer / CENTROIDS, weights.tokenizer / S3_ONNX, weights.cosyvoice / CAMPPLUS]
     files += [weights.funasr / name for name in FUNASR_FILES]
-    return encoder_fingerprint(files, preprocessing_constants(mel))
+    exported = choice.export_in(weights.funasr)
+    if exported is not None:
+        files.append(exported)
+    return encoder_fingerprint(files, {**preprocessing_constants(mel), "linguistic_engine": choice.engine})
 
 
 def part_loaders(weights: WeightsFolder, settings: Settings, runtime: Runtime) -> dict[str, Callable[[], str]]:
     """Return for each part a function that loads it and says in a few words what runs (for doctor)."""
 
     def linguistic() -> str:
-        load_linguistic(weights.funasr, weights.tokenizer / CENTROIDS, device=runtime.device)
-        return f"{weights.funasr.name} on {runtime.device.type}, float32"
+        choice = linguistic_choice(settings)
+        return f"{weights.funasr.name}: {engine_words(load_linguistic_encoder(weights, runtime, choice), choice)}"
 
     def semantic() -> str:
         encoder = SemanticEncoder(weights.tokenizer / S3_ONNX, device=runtime.device, threads=runtime.threads)
@@ -134,12 +153,13 @@ def part_loaders(weights: WeightsFolder, settings: Settings, runtime: Runtime) -
     }
 
 
-def _summary(runtime: Runtime, encoder: ReferenceEncoder) -> str:
+def _summary(runtime: Runtime, encoder: ReferenceEncoder, choice: LinguisticChoice) -> str:
     tf32 = " with TF32" if runtime.tf32 else ""
     provider = getattr(encoder.semantic, "provider", "unknown")
+    engine = "" if choice.engine == "torch" else f"; linguistic codes by {choice.engine}"
     return (
         f"language model in {_name(runtime.dtype)}, the rest in float32{tf32}, on {runtime.reason}; "
-        f"ONNX with {provider}"
+        f"ONNX with {provider}{engine}"
     )
 
 

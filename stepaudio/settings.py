@@ -46,6 +46,10 @@ class Settings(BaseSettings):
         "auto", description="precision of the language model; auto: bfloat16 on a GPU that has it, else float32"
     )
     tf32: bool = Field(True, description="TF32 for float32 work on a GPU")
+    linguistic_engine: Literal["torch", "torch-bf16", "onnx", "onnx-int8"] = Field(
+        "torch", description="what computes the linguistic codes; onnx and onnx-int8 run what export-encoder wrote"
+    )
+    linguistic_onnx_dir: str = Field("", description="folder of the exported encoder; empty: the FunASR folder")
     threads: int = Field(0, ge=0, description="CPU threads; 0: one for each core this process may use")
 
     max_upload_megabytes: int = Field(50, ge=1, description="largest reference file")

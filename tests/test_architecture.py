@@ -23,7 +23,7 @@ LAYERS = [
     {"pipeline", "weights"},
     {"loading"},
     {"queue"},
-    {"service", "bench", "doctor"},
+    {"service", "bench", "doctor", "export_encoder"},
     {"web"},
     {"api"},
     {"server"},

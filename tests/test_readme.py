@@ -20,8 +20,8 @@ def test_the_generated_parts_are_up_to_date():
 
 
 def test_the_commands_it_names_exist():
-    commands = set(re.findall(r"python -m stepaudio (\w+)", TEXT))
-    assert {"serve", "download", "doctor", "tiny", "bench"} <= commands
+    commands = set(re.findall(r"python -m stepaudio ([\w-]+)", TEXT))
+    assert {"serve", "download", "doctor", "tiny", "export-encoder", "bench"} <= commands
     for command in commands:
         with pytest.raises(SystemExit) as ended:
             build_parser().parse_args([command, "--help"])
