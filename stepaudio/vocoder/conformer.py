@@ -3,11 +3,16 @@
 A conformer without convolution modules: pre-norm attention with relative positions (Transformer-XL, Dai et
 al. 2019, https://arxiv.org/abs/1901.02860) and a feed-forward part, six layers before and four after a
 doubling of the rate. Attention is full. Attribute names are those of the weights file.
+
+In a stream the rows come in pieces: ``extend`` takes the next piece and what the pieces before it left, and
+attends to them and to itself.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +27,33 @@ LAYER_EPS = 1e-12
 QUERY_BLOCK = 512
 
 
-def relative_positions(length: int, width: int, device: torch.device) -> Tensor:
-    """Return the sinusoids of the distances length-1 .. -(length-1): float32 (2 * length - 1, width)."""
-    distance = torch.arange(length - 1, -length, -1, device=device, dtype=torch.float32)
+@dataclass(frozen=True, eq=False)
+class EncoderPast:
+    """What a stream's earlier pieces leave to the next one.
+
+    attention: keys above values of every layer, (2, B, H, P, d); P rows before the doubling, factor * P after it.
+    lookahead: (B, D, 2) and upsample: (B, D, 2 * stride), the last inputs of the two causal convolutions.
+    """
+
+    attention: tuple[Tensor, ...]
+    lookahead: Tensor
+    upsample: Tensor
+
+
+def relative_positions(length: int, width: int, device: torch.device, queries: int | None = None) -> Tensor:
+    """Return the sinusoids of the distances that the last ``queries`` of ``length`` frames have to any of them.
+
+    These are length-1 .. -(queries-1): float32 (length + queries - 1, width). By default all are queries.
+    """
+    queries = length if queries is None else queries
+    distance = torch.arange(length - 1, -queries, -1, device=device, dtype=torch.float32)
     rate = torch.exp(torch.arange(0, width, 2, device=device, dtype=torch.float32) * -(math.log(10000.0) / width))
     angle = distance[:, None] * rate
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)  # even dimensions sine, odd cosine
 
 
 def by_distance(scores: Tensor) -> Tensor:
-    """Return ``scores`` (B, H, N, T + N - 1) over distances as a view (B, H, N, T) over keys.
+    """Return ``scores`` (B, H, N, K + N - 1) over distances as a view (B, H, N, K) over keys.
 
     The N queries stand one after the other, and for key j of query r the distance's score is in column
     N-1-r+j. So each row begins one column before the row above: the same memory, read with a row stride
@@ -60,11 +82,24 @@ class RelativeAttention(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """Return (B, T, D) from x (B, T, D) and positions (2T-1, D)."""
-        length = x.shape[1]
+        return self._attend(x, positions, *self._keys(x))
+
+    def extend(self, x: Tensor, positions: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (B, T, D) and all keys above values, (2, B, H, K, d).
+
+        x (B, T, D) follows on what ``past`` (2, B, H, K-T, d) holds; positions (K + T - 1, D).
+        """
+        both = torch.cat((past, torch.stack(self._keys(x))), dim=3)
+        return self._attend(x, positions, both[0], both[1]), both
+
+    def _keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._split(self.linear_k(x)), self._split(self.linear_v(x))  # (B, H, T, d) each
+
+    def _attend(self, x: Tensor, positions: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return (B, T, D), where x (B, T, D) are the last T of the K frames of key and value (B, H, K, d)."""
+        length, keys = x.shape[1], key.shape[2]
         query = self.linear_q(x).unflatten(-1, (self.heads, -1))  # (B, T, H, d)
-        key = self._split(self.linear_k(x))  # (B, H, T, d)
-        value = self._split(self.linear_v(x))  # (B, H, T, d)
-        place = self._split(self.linear_pos(positions)[None]).transpose(-2, -1)  # (1, H, d, 2T-1)
+        place = self._split(self.linear_pos(positions)[None]).transpose(-2, -1)  # (1, H, d, K+T-1)
         scale = query.shape[-1] ** -0.5
         content = (query + self.pos_bias_u).transpose(1, 2)  # (B, H, T, d)
         # Scaled before the product: the query is far smaller than the table of scores.
@@ -72,9 +107,9 @@ class RelativeAttention(nn.Module):
         mixed = []
         for begin in range(0, length, QUERY_BLOCK):
             end = min(begin + QUERY_BLOCK, length)
-            # The distances that these queries have to any key; T - 1 down to 1 - T stand in the table.
-            reach = place[..., length - end : 2 * length - 1 - begin]  # (1, H, d, T + N - 1)
-            bias = by_distance(placed[:, :, begin:end] @ reach)  # (B, H, N, T)
+            # The distances that these queries have to any key; K - 1 down to 1 - T stand in the table.
+            reach = place[..., length - end : keys + length - 1 - begin]  # (1, H, d, K + N - 1)
+            bias = by_distance(placed[:, :, begin:end] @ reach)  # (B, H, N, K)
             mixed.append(
                 F.scaled_dot_product_attention(content[:, :, begin:end], key, value, attn_mask=bias, scale=scale)
             )
@@ -110,6 +145,12 @@ class EncoderLayer(nn.Module):
         x = x + self.self_attn(self.norm_mha(x), positions)
         return x + self.feed_forward(self.norm_ff(x))
 
+    def extend(self, x: Tensor, positions: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (B, T, D) and the attention's keys above values, the past ones first (see RelativeAttention)."""
+        mixed, past = self.self_attn.extend(self.norm_mha(x), positions, past)
+        x = x + mixed
+        return x + self.feed_forward(self.norm_ff(x)), past
+
 
 class Embed(nn.Module):
     """Linear, LayerNorm, times the root of the width."""
@@ -134,10 +175,14 @@ class PreLookahead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, T, D) from (B, T, D); zeros stand for what lies outside."""
-        y = F.pad(x.transpose(1, 2), (0, self.lookahead))  # (B, D, T + lookahead)
-        y = F.leaky_relu(self.conv1(y))  # (B, D, T); torch's default slope of 0.01
-        y = self.conv2(F.pad(y, (2, 0)))  # (B, D, T)
-        return x + y.transpose(1, 2)
+        x = F.pad(x, (0, 0, 0, self.lookahead))  # (B, T + lookahead, D)
+        return self.extend(x, x.new_zeros(x.shape[0], x.shape[2], 2))[0]
+
+    def extend(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (B, T, D) and the next ``past`` from x (B, T + lookahead, D) and past (B, D, 2)."""
+        y = F.leaky_relu(self.conv1(x.transpose(1, 2)))  # (B, D, T); torch's default slope of 0.01
+        y = torch.cat((past, y), dim=-1)  # (B, D, 2 + T)
+        return x[:, : x.shape[1] - self.lookahead] + self.conv2(y).transpose(1, 2), y[..., -2:].clone()
 
 
 class Upsample(nn.Module):
@@ -150,8 +195,12 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, D, factor * T) from (B, D, T)."""
-        x = x.repeat_interleave(self.factor, dim=-1)
-        return self.conv(F.pad(x, (self.past, 0)))
+        return self.extend(x, x.new_zeros(x.shape[0], x.shape[1], self.past))[0]
+
+    def extend(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (B, D, factor * T) and the next ``past`` from x (B, D, T) and past (B, D, 2 * stride)."""
+        x = torch.cat((past, x.repeat_interleave(self.factor, dim=-1)), dim=-1)
+        return self.conv(x), x[..., -self.past :].clone()
 
 
 class UpsampleConformerEncoder(nn.Module):
@@ -184,3 +233,47 @@ class UpsampleConformerEncoder(nn.Module):
         for layer in self.up_encoders:
             x = layer(x, positions)  # (B, 2L, D)
         return self.after_norm(x)
+
+    def beginning(self, like: Tensor) -> EncoderPast:
+        """Return the past of a stream that has none, on the device of ``like`` and for its batch."""
+        batch, width = like.shape[0], self.after_norm.normalized_shape[0]
+        layers = [*self.encoders, *self.up_encoders]
+        none = [
+            like.new_zeros(2, batch, heads, 0, width // heads)
+            for heads in (cast(EncoderLayer, layer).self_attn.heads for layer in layers)
+        ]
+        return EncoderPast(
+            tuple(none), like.new_zeros(batch, width, 2), like.new_zeros(batch, width, self.up_layer.past)
+        )
+
+    def extend(self, x: Tensor, past: EncoderPast, *, last: bool, window: int | None) -> tuple[Tensor, EncoderPast]:
+        """Return the next frames (B, factor * T, D) of a stream and the past that the piece after it needs.
+
+        x: embedded rows (B, T + lookahead, input size), of which the ``lookahead`` last ones come again at the
+        beginning of the next piece; the ``last`` piece has none, and all its rows become frames. Later pieces
+        attend to the ``window`` newest rows (None: to all). Distances are those between the rows themselves, so
+        they never exceed the window and a piece, however long the stream.
+        """
+        x = self.embed(x)
+        if last:
+            x = F.pad(x, (0, 0, 0, self.pre_lookahead_layer.lookahead))
+        x, lookahead = self.pre_lookahead_layer.extend(x, past.lookahead)  # (B, T, D)
+        before = len(self.encoders)
+        x, first = _extend(self.encoders, x, past.attention[:before], window)
+        x, upsample = self.up_layer.extend(x.transpose(1, 2), past.upsample)
+        x = self.up_embed(x.transpose(1, 2))  # (B, factor * T, D)
+        x, second = _extend(self.up_encoders, x, past.attention[before:], window and window * self.up_layer.factor)
+        return self.after_norm(x), EncoderPast((*first, *second), lookahead, upsample)
+
+
+def _extend(
+    layers: nn.ModuleList, x: Tensor, pasts: tuple[Tensor, ...], window: int | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Return (B, T, D) after all layers, and per layer the keys and values that remain."""
+    positions = relative_positions(pasts[0].shape[3] + x.shape[1], x.shape[2], x.device, x.shape[1])
+    kept = []
+    for layer, past in zip(layers, pasts, strict=True):
+        x, both = cast(EncoderLayer, layer).extend(x, positions, past)
+        # A copy, lest the cut keep the memory of all.
+        kept.append(both if window is None or both.shape[3] <= window else both[:, :, :, -window:].clone())
+    return x, kept

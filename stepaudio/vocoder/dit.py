@@ -3,6 +3,9 @@ https://arxiv.org/abs/2212.09748). There is no positional encoding; the convolut
 
 What does not change from step to step is computed once: the projections of the conditions, and for all
 times together what the time adds to every block. Attribute names are those of the weights file.
+
+In a stream the frames come in pieces: ``extend`` takes the next piece and what the pieces before it left at
+the same step, and attends to them and to itself.
 """
 
 from __future__ import annotations
@@ -36,6 +39,20 @@ class Modulation:
     final: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class BlockPast:
+    """What a stream's earlier pieces leave to the next one, in one block at one step.
+
+    prompt: keys above values of the prompt's frames, (2, B, H, P, d), kept as long as the stream lasts.
+    recent: those of the newest frames after the prompt, (2, B, H, R, d).
+    convs: (B, 2, D) each, the last inputs of the two causal convolutions.
+    """
+
+    prompt: Tensor
+    recent: Tensor
+    convs: tuple[Tensor, Tensor]
+
+
 class TimestepEmbedder(nn.Module):
     """Sinusoids of the time, then two linear layers."""
 
@@ -66,9 +83,17 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, T, D) from (B, T, D)."""
+        return self.attend(x, *self.keys(x))
+
+    def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and the values of x (B, T, D): (B, H, T, d) each."""
+        key = self.k_norm(self._heads(self.to_k(x))).transpose(1, 2)
+        value = self._heads(self.to_v(x)).transpose(1, 2)
+        return key, value
+
+    def attend(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return (B, T, D): x (B, T, D) attends to all of key and value (B, H, K, d)."""
         query = self.q_norm(self._heads(self.to_q(x))).transpose(1, 2)  # (B, H, T, d)
-        key = self.k_norm(self._heads(self.to_k(x))).transpose(1, 2)  # (B, H, T, d)
-        value = self._heads(self.to_v(x)).transpose(1, 2)  # (B, H, T, d)
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
@@ -85,6 +110,11 @@ class CausalConv(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x.transpose(1, 2), (2, 0))).transpose(1, 2)
 
+    def extend(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (B, T, D) and the next ``past`` from x (B, T, D) and past (B, 2, D)."""
+        x = torch.cat((past, x), dim=1)
+        return super().forward(x.transpose(1, 2)).transpose(1, 2), x[:, -2:].clone()
+
 
 class ConvBlock(nn.Module):
     """Causal convolution, LayerNorm, Mish, causal convolution."""
@@ -96,6 +126,13 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block["6"](F.mish(self.block["3"](self.block["1"](x))))
+
+    def extend(self, x: Tensor, past: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return (B, T, D) and the next ``past`` from x (B, T, D) and both convolutions' past (B, 2, D)."""
+        first, second = cast(CausalConv, self.block["1"]), cast(CausalConv, self.block["6"])
+        x, past_first = first.extend(x, past[0])
+        x, past_second = second.extend(F.mish(self.block["3"](x)), past[1])
+        return x, (past_first, past_second)
 
 
 class Mlp(nn.Module):
@@ -141,6 +178,29 @@ class Block(nn.Module):
         x = torch.addcmul(x, attn_gate, self.attn(_norm(x, attn_shift, attn_scale)))
         x = torch.addcmul(x, conv_gate, self.conv(_norm(x, conv_shift, conv_scale)))
         return torch.addcmul(x, mlp_gate, self.mlp(_norm(x, mlp_shift, mlp_scale)))
+
+    def extend(self, x: Tensor, rows: Tensor, past: BlockPast | None, window: int) -> tuple[Tensor, BlockPast]:
+        """Return (B, T, D) and the next past from x (B, T, D), this step's rows (9, D) and this block's past.
+
+        Without a past, x is the prompt. ``window``: how many frames after the prompt later pieces attend to.
+        """
+        attn_shift, attn_scale, attn_gate, mlp_shift, mlp_scale, mlp_gate, conv_shift, conv_scale, conv_gate = rows
+        normed = _norm(x, attn_shift, attn_scale)
+        new = torch.stack(self.attn.keys(normed))  # (2, B, H, T, d)
+        if past is None:
+            nothing = x.new_zeros(x.shape[0], 2, x.shape[2])
+            prompt, recent, convs, seen = new, new[:, :, :, :0].clone(), (nothing, nothing), new
+        else:
+            prompt, convs = past.prompt, past.convs
+            # There are no positions, so the order of the keys is free.
+            seen = torch.cat((past.prompt, past.recent, new), dim=3)
+            # A copy, lest the cut keep the memory of all.
+            recent = torch.cat((past.recent, new), dim=3)[:, :, :, -window:].clone()
+        x = torch.addcmul(x, attn_gate, self.attn.attend(normed, seen[0], seen[1]))
+        mixed, convs = self.conv.extend(_norm(x, conv_shift, conv_scale), convs)
+        x = torch.addcmul(x, conv_gate, mixed)
+        x = torch.addcmul(x, mlp_gate, self.mlp(_norm(x, mlp_shift, mlp_scale)))
+        return x, BlockPast(prompt, recent, convs)
 
 
 class FinalLayer(nn.Module):
@@ -192,3 +252,23 @@ class DiT(nn.Module):
         for block, rows in zip(self.blocks, modulation.blocks, strict=True):
             h = block(h, rows[step])
         return self.final_layer(h, modulation.final[step])
+
+    def extend(
+        self,
+        x: Tensor,
+        projected: Tensor,
+        modulation: Modulation,
+        step: int,
+        past: tuple[BlockPast, ...] | None,
+        window: int,
+    ) -> tuple[Tensor, tuple[BlockPast, ...]]:
+        """Return the velocities of a stream's next frames, as forward() does, and the past for those after them.
+
+        ``past``: what this returned for the frames before at the same step; None for the prompt's frames.
+        """
+        h = F.linear(x, self.in_proj.weight[:, : self.mel_channels]) + projected  # (B, T, D)
+        pasts: list[BlockPast] = []
+        for number, (block, rows) in enumerate(zip(self.blocks, modulation.blocks, strict=True)):
+            h, left = cast(Block, block).extend(h, rows[step], None if past is None else past[number], window)
+            pasts.append(left)
+        return self.final_layer(h, modulation.final[step]), tuple(pasts)

@@ -3,11 +3,15 @@
 Conditional flow matching (Lipman et al. 2022, https://arxiv.org/abs/2210.02747): Gaussian noise is carried to
 mel along the velocities that the diffusion transformer estimates, by Euler steps. The prompt's own mel stands
 as a condition in the frames of the prompt; only the frames after it are kept.
+
+In a stream the prompt goes first (``begin``), then the rows in pieces (``extend``), each of which sees what came
+before it. So the mel is not that of the whole at once, where every frame sees all others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +19,21 @@ from torch import Tensor, nn
 
 from stepaudio.errors import Cancelled
 from stepaudio.vocoder.config import FlowConfig
-from stepaudio.vocoder.conformer import UpsampleConformerEncoder
-from stepaudio.vocoder.dit import DiT
+from stepaudio.vocoder.conformer import EncoderPast, UpsampleConformerEncoder
+from stepaudio.vocoder.dit import BlockPast, DiT
 
 Progress = Callable[[float], None]
 ShouldStop = Callable[[], bool]
+SolverPast = tuple[tuple[BlockPast, ...], ...]
+"""What a stream's earlier pieces leave in every block at every step."""
+
+
+@dataclass(frozen=True, eq=False)
+class FlowPast:
+    """What a stream's earlier pieces leave to the next one."""
+
+    encoder: EncoderPast
+    solver: SolverPast
 
 
 def schedule(steps: int) -> tuple[Tensor, tuple[float, ...]]:
@@ -67,16 +81,60 @@ class FlowMatching(nn.Module):
         """
         times, sizes = schedule(steps)
         modulation = self.estimator.modulation(times.to(noise.device))
-        # Row 0 is guided by the conditions, row 1 by none; both see the same x at the same time.
-        projected = self.estimator.project(torch.cat((conditions, torch.zeros_like(conditions))))  # (2, T, D)
-        x = noise
+        projected = self._project(conditions)
+        return self._solve(
+            noise, sizes, lambda x, step: self.estimator(x, projected, modulation, step), progress, should_stop
+        )
+
+    def extend(
+        self,
+        noise: Tensor,
+        conditions: Tensor,
+        past: SolverPast | None,
+        *,
+        steps: int,
+        window: int,
+        should_stop: ShouldStop | None = None,
+    ) -> tuple[Tensor, SolverPast]:
+        """Return the mel (1, T, M) of a stream's next frames and the past for those after them.
+
+        As forward(); past: None for the prompt's frames, else what this returned for the frames before.
+        ``window``: how many frames after the prompt later pieces attend to.
+        """
+        times, sizes = schedule(steps)
+        modulation = self.estimator.modulation(times.to(noise.device))
+        projected = self._project(conditions)
+        pasts: list[tuple[BlockPast, ...]] = []
+
+        def velocities(x: Tensor, step: int) -> Tensor:
+            before = None if past is None else past[step]
+            result, left = self.estimator.extend(x, projected, modulation, step, before, window)
+            pasts.append(left)
+            return result
+
+        mel = self._solve(noise, sizes, velocities, None, should_stop)
+        return mel, tuple(pasts)
+
+    def _project(self, conditions: Tensor) -> Tensor:
+        """Return the projected conditions (2, T, D): row 0 is guided by them, row 1 by none."""
+        return self.estimator.project(torch.cat((conditions, torch.zeros_like(conditions))))
+
+    def _solve(
+        self,
+        x: Tensor,
+        sizes: tuple[float, ...],
+        velocities: Callable[[Tensor, int], Tensor],
+        progress: Progress | None,
+        should_stop: ShouldStop | None,
+    ) -> Tensor:
+        """Return x carried along the guided velocities; both rows of these are of the same x at the same time."""
         for step, size in enumerate(sizes):
             if should_stop is not None and should_stop():
                 raise Cancelled("The synthesis was stopped.")
-            guided, free = self.estimator(x, projected, modulation, step).split(1)  # (1, T, M) each
+            guided, free = velocities(x, step).split(1)  # (1, T, M) each
             x = x + size * ((1 + self.guidance) * guided - self.guidance * free)
             if progress is not None:
-                progress((step + 1) / steps)
+                progress((step + 1) / len(sizes))
         return x
 
 
@@ -99,9 +157,65 @@ class Flow(nn.Module):
         prompt_mel: (1, F, M), stretched or shrunk to the prompt's frames. speaker: (1, S).
         """
         mu = self.encoder_proj(self.encoder(self.input_embedding(rows)))  # (1, T, M)
-        voice = self.spk_embed_affine_layer(F.normalize(speaker, dim=1))  # (1, M)
-        frames = self.frames_per_row * prompt_rows
+        prompt = self._stretched(prompt_mel, prompt_rows)
+        return self._beside(mu, speaker, F.pad(prompt, (0, 0, 0, mu.shape[1] - prompt.shape[1])))
+
+    def begin(
+        self,
+        rows: Tensor,
+        prompt_mel: Tensor,
+        speaker: Tensor,
+        noise: Tensor,
+        *,
+        steps: int,
+        window: int,
+        should_stop: ShouldStop | None = None,
+    ) -> FlowPast:
+        """Return the past of a stream that has heard its prompt.
+
+        rows: int64 (1, P + lookahead, 2), the prompt's and the first ones to be spoken, which come again in the
+        first extend(). noise: (1, frames_per_row * P, M). prompt_mel and speaker as in conditions(); ``window``
+        as in FlowMatching.extend. Raises Cancelled when ``should_stop`` says so before a step.
+        """
+        embedded = self.input_embedding(rows)
+        h, encoder = self.encoder.extend(embedded, self.encoder.beginning(embedded), last=False, window=None)
+        prompt = self._stretched(prompt_mel, h.shape[1] // self.frames_per_row)
+        conditions = self._beside(self.encoder_proj(h), speaker, prompt)
+        _, solver = self.decoder.extend(noise, conditions, None, steps=steps, window=window, should_stop=should_stop)
+        return FlowPast(encoder, solver)
+
+    def extend(
+        self,
+        rows: Tensor,
+        speaker: Tensor,
+        noise: Tensor,
+        past: FlowPast,
+        *,
+        last: bool,
+        steps: int,
+        window: int,
+        encoder_window: int | None,
+        should_stop: ShouldStop | None = None,
+    ) -> tuple[Tensor, FlowPast]:
+        """Return the mel (1, frames_per_row * T, M) of a stream's next T rows and the past for those after them.
+
+        rows: int64 (1, T + lookahead, 2), or (1, T, 2) where they are the ``last``. noise: as long as the mel.
+        ``window`` bounds what the estimator attends to, in frames; ``encoder_window`` the encoder, in rows (see
+        UpsampleConformerEncoder.extend). Raises Cancelled when ``should_stop`` says so before a step.
+        """
+        h, encoder = self.encoder.extend(self.input_embedding(rows), past.encoder, last=last, window=encoder_window)
+        mu = self.encoder_proj(h)  # (1, frames_per_row * T, M)
+        conditions = self._beside(mu, speaker, torch.zeros_like(mu))
+        mel, solver = self.decoder.extend(
+            noise, conditions, past.solver, steps=steps, window=window, should_stop=should_stop
+        )
+        return mel, FlowPast(encoder, solver)
+
+    def _stretched(self, mel: Tensor, prompt_rows: int) -> Tensor:
         # Stretched, not cut: the tokens come from the trimmed recording, the mel from the whole one.
-        prompt = F.interpolate(prompt_mel.transpose(1, 2), size=frames).transpose(1, 2)  # (1, frames, M)
-        prompt = F.pad(prompt, (0, 0, 0, mu.shape[1] - frames))  # (1, T, M)
+        frames = self.frames_per_row * prompt_rows
+        return F.interpolate(mel.transpose(1, 2), size=frames).transpose(1, 2)  # (1, frames, M)
+
+    def _beside(self, mu: Tensor, speaker: Tensor, prompt: Tensor) -> Tensor:
+        voice = self.spk_embed_affine_layer(F.normalize(speaker, dim=1))  # (1, M)
         return torch.cat((mu, voice[:, None].expand_as(mu), prompt), dim=-1)

@@ -53,12 +53,14 @@ def _same_conv(channels: int, kernel: int, dilation: int) -> nn.Conv1d:
 
 
 class F0Predictor(nn.Module):
-    """The fundamental frequency of every mel frame."""
+    """The fundamental frequency of every mel frame, from that frame and ``reach`` more on either side."""
+
+    reach = 5
 
     def __init__(self, mel_channels: int, channels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for inputs in (mel_channels, channels, channels, channels, channels):
+        for inputs in (mel_channels, *[channels] * (self.reach - 1)):
             layers += [nn.Conv1d(inputs, channels, 3, padding=1), nn.ELU()]
         self.condnet = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, 1)
@@ -76,13 +78,14 @@ class HarmonicSource(nn.Module):
         self.config = config
         self.l_linear = nn.Linear(config.harmonics + 1, 1)
 
-    def forward(self, f0: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, f0: Tensor, noise: Tensor, before: Tensor | None = None) -> Tensor:
         """Return the source (B, 1, N) from f0 in Hz (B, T) and Gaussian noise (B, N, harmonics + 1).
 
-        N = T * samples of a frame. Unvoiced frames hold noise alone.
+        N = T * samples of a frame. Unvoiced frames hold noise alone. ``before``: where the harmonics are in the
+        frame before the first one (see harmonic_turns); None at the beginning of the sound.
         """
         config = self.config
-        phase = harmonic_phase(f0, config.harmonics + 1, config.sample_rate, config.frame_samples)
+        phase = harmonic_phase(f0, config.harmonics + 1, config.sample_rate, config.frame_samples, before)
         return self.mix(phase, f0, noise)
 
     def mix(self, phase: Tensor, f0: Tensor, noise: Tensor) -> Tensor:
@@ -97,21 +100,35 @@ class HarmonicSource(nn.Module):
         return torch.tanh(self.l_linear(source)).transpose(1, 2)
 
 
-def harmonic_phase(f0: Tensor, count: int, sample_rate: int, samples: int) -> Tensor:
-    """Return the phases in radians of the multiples 1 .. ``count`` of f0: float32 (B, T * samples, count).
+def harmonic_turns(
+    f0: Tensor, count: int, sample_rate: int, samples: int, before: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the speeds of the multiples 1 .. ``count`` of f0 (B, T), and where they are in the frames' middles.
 
-    Frame t's phase is the sum of the frequencies up to t, reached in the middle of the frame; between two
-    middles it runs linearly, before the first and after the last it stands still. The sum is kept in float64
-    and wrapped to one turn at every frame, so the phase is as exact after a minute as at the start (summed
-    in float32 it is off by 0.1 rad by then).
+    Both are float64 (B, T, count): turns a sample, and turns within 0..1. Frame t's phase is the sum of the
+    frequencies up to t, reached in the middle of the frame. ``before``: (B, count), where they are in the middle
+    of the frame before the first one (None: at 0). The sum is kept in float64 and wrapped to one turn at every
+    frame, so the phase is as exact after a minute as at the start (summed in float32 it is off by 0.1 rad by
+    then).
     """
     multiples = torch.arange(1, count + 1, device=f0.device, dtype=torch.float64)
     turns = (f0.double()[..., None] * multiples / sample_rate) % 1.0  # (B, T, H), turns a sample
-    middles = (turns.cumsum(1) * samples) % 1.0  # (B, T, H)
-    # T + 1 stretches of one frame between the middles; in the first and the last the phase stands still,
-    # and half of either lies outside.
-    begins = torch.cat((middles[:, :1], middles), dim=1).float()[:, :, None]  # (B, T + 1, 1, H)
-    speeds = F.pad(turns[:, 1:], (0, 0, 1, 1)).float()[:, :, None]  # (B, T + 1, 1, H)
+    reached = turns.cumsum(1) * samples
+    return turns, (reached if before is None else reached + before[:, None]) % 1.0
+
+
+def harmonic_phase(f0: Tensor, count: int, sample_rate: int, samples: int, before: Tensor | None = None) -> Tensor:
+    """Return the phases in radians of the multiples 1 .. ``count`` of f0: float32 (B, T * samples, count).
+
+    Between the middles of two frames the phase runs linearly (see harmonic_turns); after the last one, and
+    before the first one unless there is a frame ``before`` it, the phase stands still.
+    """
+    turns, middles = harmonic_turns(f0, count, sample_rate, samples, before)
+    # T + 1 stretches of one frame between the middles; half of the first and half of the last lie outside.
+    still = torch.zeros_like(turns[:, :1])
+    first, speed = (middles[:, :1], still) if before is None else (before[:, None], turns[:, :1])
+    begins = torch.cat((first, middles), dim=1).float()[:, :, None]  # (B, T + 1, 1, H)
+    speeds = torch.cat((speed, turns[:, 1:], still), dim=1).float()[:, :, None]  # (B, T + 1, 1, H)
     since = torch.arange(samples, device=f0.device, dtype=torch.float32)[:, None] + 0.5  # samples since the middle
     phase = torch.addcmul(begins, speeds, since).flatten(1, 2)  # (B, (T + 1) * samples, H)
     outside = samples // 2
