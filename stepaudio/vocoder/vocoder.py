@@ -15,7 +15,9 @@ from stepaudio.vocoder.bigvgan import BigVGAN, without_filters
 from stepaudio.vocoder.config import BigvganConfig, HiftConfig, VocoderConfig, read_config
 from stepaudio.vocoder.flow import Flow, Progress, ShouldStop
 from stepaudio.vocoder.hift import HiFT
-from stepaudio.vocoder.noise import FLOW_NOISE, SOURCE_NOISE, draw_noise
+from stepaudio.vocoder.noise import FLOW_NOISE, SOURCE_NOISE, Noise, draw_noise
+from stepaudio.vocoder.sound_stream import sound_stream
+from stepaudio.vocoder.stream import StreamConfig, VocoderStream, Voice
 from stepaudio.vocoder.weights import FLOW_NAME, HIFT_NAME, check_kind, fill, hift_names, read_state
 
 
@@ -59,10 +61,7 @@ class Vocoder:
         """
         if tokens.groups == 0:
             raise GenerationError("The language model produced no sound; trying again may help.")
-        if prompt_tokens.groups == 0 or len(prompt_mel) == 0:
-            raise InvalidInput("The reference recording is too short: it must hold at least 0.12 seconds of sound.")
-        if steps < 1:
-            raise InvalidInput(f"The number of flow steps must be at least 1, not {steps}.")
+        _check_prompt(prompt_tokens, prompt_mel, steps)
         prompt_rows = rows(prompt_tokens.numbers)
         both = np.concatenate((prompt_rows, rows(tokens.numbers)))  # (L, 2)
         # Asked here, where it is a sentence: an index out of range would take a GPU's context down.
@@ -101,6 +100,39 @@ class Vocoder:
         if not torch.isfinite(samples).all():
             raise GenerationError("The vocoder produced samples that are not finite; trying again may help.")
         return Waveform(samples.cpu().numpy(), self.sample_rate)
+
+    def stream(
+        self,
+        prompt_tokens: SpeechTokens,
+        prompt_mel: FloatArray,
+        speaker: FloatArray,
+        *,
+        seed: int,
+        steps: int = 10,
+        should_stop: ShouldStop | None = None,
+        config: StreamConfig = StreamConfig(),  # noqa: B008 - frozen, so shared safely
+    ) -> VocoderStream:
+        """Return a stream that turns audio tokens into sound while they are being written.
+
+        The voice comes from the prompt, as in flow(); the noises are those of flow() and sound() for the seed.
+        Raises InvalidInput for a prompt without a whole group or mel.
+        """
+        _check_prompt(prompt_tokens, prompt_mel, steps)
+        voice = Voice(
+            rows(prompt_tokens.numbers),
+            torch.tensor(prompt_mel, device=self.device)[None],
+            torch.tensor(speaker, device=self.device)[None],
+        )
+        noise = Noise(seed, FLOW_NOISE, self.config.flow.mel_channels).take
+        sound = sound_stream(self._hift, seed, self.device)
+        return VocoderStream(self._flow, sound, voice, noise, steps=steps, config=config, should_stop=should_stop)
+
+
+def _check_prompt(tokens: SpeechTokens, mel: FloatArray, steps: int) -> None:
+    if tokens.groups == 0 or len(mel) == 0:
+        raise InvalidInput("The reference recording is too short: it must hold at least 0.12 seconds of sound.")
+    if steps < 1:
+        raise InvalidInput(f"The number of flow steps must be at least 1, not {steps}.")
 
 
 def sound_generator(config: HiftConfig | BigvganConfig) -> HiFT | BigVGAN:
