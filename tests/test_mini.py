@@ -1,0 +1,63 @@
+"""The weights of mini in the repository: small, in the real layout, loaded by the code that loads the real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from stepaudio import device
+from stepaudio.encoder import funasr_folder
+from stepaudio.loading import S3_ONNX, load_encoder
+from stepaudio.weights import WeightsFolder, read_card
+
+from .conftest import voice
+
+MINI = Path(__file__).resolve().parents[1] / "models" / "mini"
+MOST_BYTES = 30_000_000
+
+
+@pytest.fixture(scope="module")
+def weights() -> WeightsFolder:
+    return WeightsFolder(MINI, read_card(MINI), "in the repository")
+
+
+def test_all_of_it_takes_thirty_megabytes_at_most() -> None:
+    assert sum(path.stat().st_size for path in MINI.rglob("*") if path.is_file()) <= MOST_BYTES
+
+
+def test_the_card_says_what_it_is_in_both_languages_and_the_readme_names_whose_voices_taught_it(
+    weights: WeightsFolder,
+) -> None:
+    assert weights.card.speaks
+    assert set(weights.card.notice) == {"en", "zh"}
+    readme = (MINI / "README.md").read_text(encoding="utf-8")
+    for source in ("LibriSpeech", "CC BY 4.0", "Kokoro", "Apache", "held-out"):
+        assert source in readme
+
+
+def test_funasrs_auto_model_loads_the_paraformer_and_onnx_runtime_the_others(weights: WeightsFolder) -> None:
+    ours = funasr_folder.load_funasr(weights.funasr, torch.device("cpu")).model.get_submodule("encoder")
+    from funasr import AutoModel  # after the product has prepared torchaudio
+
+    loaded = AutoModel(model=str(weights.funasr), device="cpu", disable_update=True, disable_pbar=True)
+    assert type(loaded.model).__name__ == "ParaformerStreaming"
+    state = loaded.model.encoder.state_dict()
+    assert state.keys() == ours.state_dict().keys()
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(state[name], value)
+    for path in (weights.tokenizer / S3_ONNX, weights.cosyvoice / "campplus.onnx"):
+        assert onnxruntime.InferenceSession(path).get_outputs()
+
+
+def test_a_sound_becomes_codes_and_a_voice(weights: WeightsFolder) -> None:
+    encoder = load_encoder(weights, device.choose("cpu"))
+    first, second = (encoder.encode(voice(2.0, sample_rate=rate)).encoding for rate in (24000, 16000))
+    encoder.close()
+    assert len(set(first.linguistic.tolist())) > 5
+    assert len(set(first.semantic.tolist())) > 10
+    likeness = float(first.speaker @ second.speaker / np.linalg.norm(first.speaker) / np.linalg.norm(second.speaker))
+    assert likeness > 0.7
