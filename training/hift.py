@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from stepaudio import audio
+from stepaudio.tiny.vocoder import PLAIN
 from stepaudio.types import Waveform
-from stepaudio.vocoder.config import read_config
+from stepaudio.vocoder.config import HiftConfig, read_config
 from stepaudio.vocoder.hift import HiFT
+from stepaudio.vocoder.weights import hift_names
 from training.acoustic import HOP, SETS, SOUND_RATE
 from training.data import RATE, Example, read_examples
 from training.shards import read_records, read_samples
@@ -65,7 +67,8 @@ class Generator(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hift = HiFT(read_config(CONFIG).hift)
+        self.hift = HiFT(_config())
+        normalise(self.hift)
         self.shape = torch.compile(self.hift.spectrum, dynamic=False)
 
     def forward(self, mel: torch.Tensor, pitch: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,6 +77,13 @@ class Generator(nn.Module):
         with torch.autocast("cpu", torch.bfloat16):
             spectrum = self.shape(mel, source)
         return self.hift.samples(spectrum.float()), self.hift.f0_predictor(mel)
+
+
+def normalise(hift: HiFT) -> None:
+    """Let length and direction of the weights be learned apart, for those that hift.pt stores so."""
+    for name, module in hift.named_modules():
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d) and not PLAIN.fullmatch(f"{name}.weight"):
+            nn.utils.parametrizations.weight_norm(module)
 
 
 def spectral_loss(made: torch.Tensor, true: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
@@ -172,9 +182,16 @@ def train(work: Path, speech: Path | None, steps: int) -> None:
 def load(out: Path) -> HiFT:
     """Return the generator of the last checkpoint, to be used and not trained."""
     state = torch.load(out / "checkpoint.pt", weights_only=True)["model"]
-    hift = HiFT(read_config(CONFIG).hift)
-    hift.load_state_dict({key.removeprefix("hift."): value for key, value in state.items() if key.startswith("hift.")})
+    hift = HiFT(_config())
+    inner = {key.removeprefix("hift."): value for key, value in state.items() if key.startswith("hift.")}
+    hift.load_state_dict(hift_names(inner))
     return hift.eval()
+
+
+def _config() -> HiftConfig:
+    config = read_config(CONFIG).hift
+    assert isinstance(config, HiftConfig)
+    return config
 
 
 def main() -> None:
