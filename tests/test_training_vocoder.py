@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from stepaudio.tokens import interleave
+from stepaudio import device
+from stepaudio.loading import load_encoder
+from stepaudio.tokens import interleave, rows
+from stepaudio.types import Waveform
 from stepaudio.vocoder.config import read_config
 from stepaudio.vocoder.vocoder import load_vocoder
+from stepaudio.weights import WeightsFolder, read_card
 from training import codes, export, flow, hift
 from training.codes import Spoken, read_spoken
 from training.shards import Clip, ClipRecord, write_shard
@@ -22,7 +26,7 @@ def spoken(length: int, speaker: str = "s", seed: int = 0) -> Spoken:
     rows = np.stack((rng.integers(0, 1024, length), rng.integers(1025, 3025, length)), 1).astype(np.int16)
     mel = rng.normal(-6, 2, (2 * length, 81)).astype(np.float16)
     record = ClipRecord("n", speaker, 0, 1, 16000, "en", "", "", ())
-    return Spoken(record, rows, mel, rng.standard_normal(192).astype(np.float32))
+    return Spoken(record, rows, rng.standard_normal(192).astype(np.float32), 0, mel)
 
 
 def test_the_velocity_is_the_products_where_all_clips_have_one_time() -> None:
@@ -88,24 +92,39 @@ def test_codes_and_rows_of_a_clip_meet_and_held_out_speakers_are_not_trained_on(
     own = sorted(held_out().speakers)[0]
     clips = [Clip(name, speaker, np.zeros(16000, np.float32), 16000) for name, speaker in (("a", "s"), ("b", own))]
     write_shard(tmp_path / "recordings", 0, clips)
-    for kind, rows in (("acoustic", 90), ("banks", 5), ("mels", 5)):
-        folder = tmp_path / kind / "recordings"
-        folder.mkdir(parents=True)
-        np.save(folder / "shard-00000.npy", np.ones((2 * rows, 81), np.float16))
-        np.save(folder / "shard-00000.places.npy", np.array([[rows, 0], [rows, 0]]))
+    folder = tmp_path / "acoustic" / "recordings"
+    folder.mkdir(parents=True)
+    np.save(folder / "shard-00000.npy", np.ones((180, 81), np.float16))
+    np.save(folder / "shard-00000.places.npy", np.array([[90, 0], [90, 0]]))
 
     class Encoders:
-        def encode(self, bank: np.ndarray, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return np.full((48, 2), 7, np.int16), np.ones(192, np.float32)
+        def encode(self, samples: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray, int]:
+            assert (len(samples), rate) == (16000, 16000)
+            return np.full((48, 2), 7, np.int16), np.ones(192, np.float32), -800
 
-    made = codes.features_of(tmp_path, "recordings")
-    assert list(made) == [0]
-    codes.encode_shard(Encoders(), tmp_path, "recordings", 0, *made[0])  # type: ignore[arg-type]
+    codes.encode_shard(Encoders(), tmp_path, "recordings", 0)  # type: ignore[arg-type]
+    assert [(len(one.rows), one.offset) for one in codes.read_codes(tmp_path, "recordings")] == [(48, -800)] * 2
     first, second = read_spoken(tmp_path, "recordings")
     assert (first.record.name, second.record.name) == ("a", "b")
     assert first.rows.shape == (45, 2)  # the mel has 90 frames
     assert first.mel.shape == (90, 81)
     assert {one.record.speaker for one in flow.training_clips(tmp_path)} == {"s"}
+
+
+def test_the_codes_of_a_clip_are_those_that_the_product_encodes() -> None:
+    weights = Path("models/mini")
+    encoders = codes.Encoders(weights)
+    rng = np.random.default_rng(1)
+    clip = np.concatenate((np.zeros(8000), 0.3 * rng.standard_normal(24000), np.zeros(4000))).astype(np.float32)
+    found, voice, offset = encoders.encode(clip, 16000)
+    expected = load_encoder(WeightsFolder(weights, read_card(weights), "mini"), device.choose("cpu")).encode(
+        Waveform(clip, 16000)
+    )
+    np.testing.assert_array_equal(
+        found, rows(interleave(expected.encoding.linguistic, expected.encoding.semantic).numbers)
+    )
+    np.testing.assert_allclose(voice, expected.encoding.speaker, atol=1e-5)
+    assert offset == pytest.approx(8000 - 800, abs=300)
 
 
 def test_the_spectral_loss_hears_spectra_and_not_phases() -> None:
@@ -153,6 +172,8 @@ def test_the_exported_vocoder_is_loaded_by_the_product_and_speaks(tmp_path: Path
         mel = vocoder.flow(tokens, tokens, np.zeros((24, 80), np.float32), np.ones(192, np.float32), seed=1, steps=2)
         sound = vocoder.sound(mel, seed=1)
     assert len(sound.samples) == 24 * 480
+    again = hift.Generator(tmp_path / "mini" / export.EDITX / export.COSYVOICE).hift  # a training may begin with it
+    torch.testing.assert_close(again.conv_post.weight, generator.hift.conv_post.weight, atol=2e-3, rtol=2e-3)
     named = hift.load(tmp_path / "hift").state_dict()
     torch.testing.assert_close(named["conv_post.weight"], generator.hift.conv_post.weight.detach())
     loaded = vocoder._hift.state_dict()

@@ -10,10 +10,10 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from stepaudio import audio, features
 from stepaudio.types import Waveform
+from training.command import begin
 from training.data import RATE, cache_features
 
 log = logging.getLogger(__name__)
@@ -73,12 +73,10 @@ def main() -> None:
     """Make the rows of every set that is there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     options = parser.parse_args()
-    logs = options.work / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(filename=logs / "acoustic.log", level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(1)
-    for name in SETS:
+    begin(options.work, "acoustic", 1)
+    for name in options.sets:
         shards = options.work / name
         made = cache_features(shards, options.work / "acoustic" / name, rows_of, MOST_SHARDS.get(name))
         log.info("%s: %d shards", name, made)

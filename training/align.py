@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from training.command import begin
 from training.data import RATE, STRIDE, Example, read_examples
 from training.phones import SILENCE, classes
 from training.shards import ClipRecord
@@ -112,19 +113,22 @@ def with_bounds(example: Example, phones: str, bounds: list[int], answers: int) 
 
 def read_aligned(work: Path, name: str, cache: Path) -> list[Example]:
     """Return the examples of a set, with what ``main`` has found out about their bounds, if anything."""
-    path = work / "aligned" / f"{name}.jsonl"
-    known: dict[str, dict[str, object]] = {}
-    if path.is_file():
-        known = {line["name"]: line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
-    return [_known(one, known) for one in read_examples(work / name, cache)]
+    known = Alignments(work, name)
+    return [replace(one, record=known.of(one.record)) for one in read_examples(work / name, cache)]
 
 
-def _known(example: Example, known: dict[str, dict[str, object]]) -> Example:
-    line = known.get(example.record.name)
-    if line is None:
-        return example
-    record: ClipRecord = replace(example.record, phones=line["phones"], bounds=tuple(line["bounds"]))
-    return replace(example, record=record)
+class Alignments:
+    """What ``main`` has found out about the bounds of a set's clips, if anything."""
+
+    def __init__(self, work: Path, name: str) -> None:
+        path = work / "aligned" / f"{name}.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self._known = {line["name"]: line for line in map(json.loads, lines)}
+
+    def of(self, record: ClipRecord) -> ClipRecord:
+        """Return the record with its bounds, or as it is where they are not known."""
+        line = self._known.get(record.name)
+        return record if line is None else replace(record, phones=line["phones"], bounds=tuple(line["bounds"]))
 
 
 def main() -> None:
@@ -135,10 +139,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    logging.basicConfig(
-        filename=options.work / "logs" / "align.log", level=logging.INFO, format="%(asctime)s %(message)s"
-    )
+    begin(options.work, "align", options.threads)
     model = load(options.work / "linguistic")
     lines, means = [], []
     for example in read_examples(options.work / "recordings", options.work / "banks" / "recordings"):

@@ -1,14 +1,12 @@
-"""What the flow learns from: ``python -m training.codes --work W`` tells codes and voice of every clip.
+"""What flow and language model learn from: ``python -m training.codes --work W --weights models/mini``.
 
-Run it when linguistic encoder, semantic tokenizer and speaker encoder are trained. For speed
-it goes through the trainers' networks and the features that were made for them; that the exported files give the same
-is what the tests of the exports prove.
+Tells codes and voice of every clip, by the product's own encoders from the exported files: what was trained is not
+needed for it any more.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stepaudio import audio, device
+from stepaudio.loading import load_encoder
 from stepaudio.tokens import interleave, rows
-from training import linguistic, semantic, speaker
-from training.data import Example, read_examples
-from training.linguistic_export import rounded
-from training.shards import ClipRecord, read_shard_records, shard_paths
+from stepaudio.types import Waveform
+from stepaudio.weights import WeightsFolder, read_card
+from training.command import begin
+from training.data import RATE, read_examples
+from training.shards import ClipRecord, read_samples, read_shard_records, save_array, shard_numbers, shard_paths
 
 log = logging.getLogger(__name__)
 
@@ -32,75 +33,65 @@ ROW_FRAMES = 2
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """A clip's rows and voice, as in Spoken."""
+    """A clip's codes.
 
-    record: ClipRecord
-    rows: np.ndarray
-    voice: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Spoken:
-    """A clip as the flow sees it.
-
-    rows: int16 (L, 2), as stepaudio.tokens.rows gives them. mel: float16 (2 L, 81), the last column the pitch in Hz.
-    voice: float32 (192,), the speaker vector of the whole clip.
+    rows: int16 (L, 2), as stepaudio.tokens.rows gives them.   voice: float32 (192,), the clip's speaker vector.
+    offset: where the codes begin in the clip, in samples at 16 kHz (may be negative).
     """
 
     record: ClipRecord
     rows: np.ndarray
-    mel: np.ndarray
     voice: np.ndarray
+    offset: int
+
+
+@dataclass(frozen=True, eq=False)
+class Spoken(Coded):
+    """A clip as the flow sees it. mel: float16 (2 L, 81), the last column the pitch in Hz."""
+
+    mel: np.ndarray
 
 
 class Encoders:
-    """The three trained encoders, reading the features that were made for them."""
+    """The product's encoders, one after the other on one thread."""
 
-    def __init__(self, work: Path) -> None:
-        self.recogniser = rounded(linguistic.load_quantised(work / "linguistic"))
-        self.tokenizer = semantic.load(work / "semantic").tokenizer
-        self.voices = speaker.load(work / "speaker")
+    def __init__(self, weights: Path) -> None:
+        runtime = device.choose("cpu", threads=1)
+        self._encoder = load_encoder(WeightsFolder(weights, read_card(weights), "mini's encoders"), runtime)
 
-    @torch.inference_mode()
-    def encode(self, bank: np.ndarray, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return rows int16 (L, 2) and voice float32 (192,) of a clip's filterbank and Whisper log-mel."""
-        heard = torch.from_numpy(np.asarray(bank, np.float32))
-        first = self.recogniser.codes([heard])
-        feats, lengths = semantic.gathered([torch.from_numpy(np.asarray(mel, np.float32))])
-        second = self.tokenizer(feats, lengths)[0]
-        found = rows(interleave(first.numpy(), second.numpy()).numbers)
-        voice = self.voices((heard - heard.mean(0))[None])[0]
-        return found.astype(np.int16), voice.numpy()
+    def encode(self, samples: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return rows int16 (L, 2), voice float32 (192,) and offset of a clip (see Coded)."""
+        limited = audio.limit_peak(Waveform(samples, rate))
+        at_16k = audio.resample(limited, RATE).samples
+        prepared = audio.prepare_for_codes(limited)
+        codes = interleave(self._encoder.linguistic.encode(prepared), self._encoder.semantic.encode(prepared))
+        offset = audio.loud_range(audio.normalize_peak(at_16k))[0] - audio.KEEP_BEFORE
+        return rows(codes.numbers).astype(np.int16), self._encoder.speaker.encode(at_16k), offset
 
 
-def encode_shard(
-    encoders: Encoders, work: Path, name: str, number: int, banks: list[Example], mels: list[Example]
-) -> None:
+def encode_shard(encoders: Encoders, work: Path, name: str, number: int) -> None:
     """Write rows, their places and voices of one shard; the last file makes it whole."""
     folder = work / "codes" / name
     folder.mkdir(parents=True, exist_ok=True)
-    found = [encoders.encode(bank.bank, mel.bank) for bank, mel in zip(banks, mels, strict=True)]
+    records = read_shard_records(work / name, number)
+    found = [encoders.encode(read_samples(work / name, number, one), one.rate) for one in records]
     path = shard_paths(folder, number)[0]
-    for suffix, value in (
-        (".voices.npy", np.stack([voice for _, voice in found])),
-        (".places.npy", np.asarray([len(one) for one, _ in found], np.int64)),
-        (".npy", np.concatenate([one for one, _ in found])),
-    ):
-        partial = path.with_suffix(".part")
-        with partial.open("wb") as file:
-            np.save(file, value)
-        partial.replace(path.with_suffix(suffix))
+    save_array(path.with_suffix(".voices.npy"), np.stack([voice for _, voice, _ in found]))
+    save_array(path.with_suffix(".places.npy"), np.asarray([(len(one), offset) for one, _, offset in found], np.int64))
+    save_array(path, np.concatenate([one for one, _, _ in found]))
 
 
 def read_codes(work: Path, name: str) -> Iterator[Coded]:
     """Yield the clips of a set whose codes were made."""
-    for path in sorted((work / "codes" / name).glob("shard-?????.npy")):
-        flat = np.load(path, allow_pickle=False)
-        counts = np.load(path.with_suffix(".places.npy"), allow_pickle=False)
-        voices = np.load(path.with_suffix(".voices.npy"), allow_pickle=False)
-        records = read_shard_records(work / name, int(path.stem.removeprefix("shard-")))
-        for record, count, end, voice in zip(records, counts, np.cumsum(counts), voices, strict=True):
-            yield Coded(record, flat[end - count : end], voice)
+    for number in shard_numbers(work / "codes" / name, "npy"):
+        path = shard_paths(work / "codes" / name, number)[0]
+        flat, places, voices = (
+            np.load(path.with_suffix(suffix), allow_pickle=False) for suffix in (".npy", ".places.npy", ".voices.npy")
+        )
+        records, end = read_shard_records(work / name, number), 0
+        for record, (count, offset), voice in zip(records, places, voices, strict=True):
+            yield Coded(record, flat[end : end + count], voice, int(offset))
+            end += count
 
 
 def read_spoken(work: Path, name: str) -> Iterator[Spoken]:
@@ -110,43 +101,25 @@ def read_spoken(work: Path, name: str) -> Iterator[Spoken]:
         known = acoustic.get(coded.record.name)
         if known is not None:
             length = min(len(coded.rows), len(known.bank) // ROW_FRAMES)
-            yield Spoken(coded.record, coded.rows[:length], known.bank[: ROW_FRAMES * length], coded.voice)
-
-
-def features_of(work: Path, name: str) -> dict[int, tuple[list[Example], list[Example]]]:
-    """Return filterbanks and log-mels of the clips of every shard of which both were made."""
-    made = {
-        kind: {int(path.stem.removeprefix("shard-")) for path in (work / kind / name).glob("shard-?????.npy")}
-        for kind in ("banks", "mels")
-    }
-    found: dict[int, tuple[list[Example], list[Example]]] = {}
-    streams = [read_examples(work / name, work / kind / name) for kind in ("banks", "mels")]
-    for number in sorted(made["banks"] | made["mels"]):
-        count = len(read_shard_records(work / name, number))
-        banks, mels = (
-            list(itertools.islice(stream, count)) if number in made[kind] else []
-            for stream, kind in zip(streams, ("banks", "mels"), strict=True)
-        )
-        if banks and mels:
-            found[number] = banks, mels
-    return found
+            mel = known.bank[: ROW_FRAMES * length]
+            yield Spoken(coded.record, coded.rows[:length], coded.voice, coded.offset, mel)
 
 
 def main() -> None:
     """Tell codes and voices of every set."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--weights", type=Path, required=True, help="the weights folder, models/mini")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     options = parser.parse_args()
-    work = options.work
-    logging.basicConfig(filename=work / "logs" / "codes.log", level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(options.threads)
-    encoders = Encoders(work)
-    for name in SETS:
-        for number, (banks, mels) in features_of(work, name).items():
-            if not shard_paths(work / "codes" / name, number)[0].is_file():
-                encode_shard(encoders, work, name, number, banks, mels)
-                log.info("%s: shard %d", name, number)
+    begin(options.work, "codes", 1)
+    encoders = Encoders(options.weights)
+    with torch.inference_mode():
+        for name in options.sets:
+            for number in shard_numbers(options.work / name, "jsonl"):
+                if not shard_paths(options.work / "codes" / name, number)[0].is_file():
+                    encode_shard(encoders, options.work, name, number)
+                    log.info("%s: shard %d", name, number)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from stepaudio import audio, features, torchaudio_compat
 from stepaudio.encoder.paraformer import FULL_SCALE
 from stepaudio.types import Waveform
-from training.shards import ClipRecord, read_samples, read_shard_records, shard_paths
+from training.shards import ClipRecord, read_samples, read_shard_records, save_array, shard_numbers, shard_paths
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +102,7 @@ def cache_features(
     """
     cache.mkdir(parents=True, exist_ok=True)
     made = 0
-    for index in sorted(shards.glob("shard-*.jsonl"))[:most]:
-        number = int(index.stem.removeprefix("shard-"))
+    for number in shard_numbers(shards, "jsonl")[:most]:
         path = shard_paths(cache, number)[0]
         if path.is_file():
             continue
@@ -112,13 +111,8 @@ def cache_features(
             rows, offset = make(read_samples(shards, number, record), record.rate)
             found.append(rows)
             places.append((len(rows), offset))
-        partial = path.with_suffix(".part")
-        with partial.open("wb") as file:
-            np.save(file, np.asarray(places, np.int64))
-        partial.replace(path.with_suffix(".places.npy"))
-        with partial.open("wb") as file:
-            np.save(file, np.concatenate(found))
-        partial.replace(path)
+        save_array(path.with_suffix(".places.npy"), np.asarray(places, np.int64))
+        save_array(path, np.concatenate(found))
         made += 1
         if made % 10 == 0:
             log.info("%s: %d shards made", cache, made)
@@ -127,8 +121,8 @@ def cache_features(
 
 def read_examples(shards: Path, cache: Path) -> Iterator[Example]:
     """Yield the examples of a set, as far as its filterbanks were made; they are read when used (memory-mapped)."""
-    for path in sorted(cache.glob("shard-?????.npy")):
-        number = int(path.stem.removeprefix("shard-"))
+    for number in shard_numbers(cache, "npy"):
+        path = shard_paths(cache, number)[0]
         flat = np.load(path, mmap_mode="r", allow_pickle=False)
         place = 0
         records = read_shard_records(shards, number)

@@ -6,7 +6,6 @@ Weights are stored in half precision, which every loader of the product widens a
 from __future__ import annotations
 
 import argparse
-import logging
 import shutil
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from stepaudio.vocoder.config import YAML_NAME
 from stepaudio.vocoder.weights import FLOW_NAME, HIFT_NAME
 from stepaudio.weights import COSYVOICE, EDITX, TOKENIZER
 from training import flow, hift, linguistic_export, semantic, speaker
+from training.command import begin
 
 SMALL = 256
 """Arrays with fewer numbers stay as they are."""
@@ -89,10 +89,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    logging.basicConfig(
-        filename=options.work / "logs" / "export.log", level=logging.INFO, format="%(asctime)s %(message)s"
-    )
+    begin(options.work, "export", options.threads)
     if "codes" in options.parts:
         export_codes(options.work, options.to)
     if "voice" in options.parts:

@@ -23,8 +23,10 @@ from stepaudio.tokens import ROWS_PER_GROUP
 from stepaudio.vocoder.config import FlowConfig, read_config
 from stepaudio.vocoder.dit import BLOCK_ROWS, FINAL_ROWS, NORM_EPS, Block, DiT
 from stepaudio.vocoder.flow import Flow
+from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from training.acoustic import MELS
 from training.codes import ROW_FRAMES, SETS, Spoken, read_spoken
+from training.command import begin
 from training.hift import CONFIG
 from training.texts import held_out
 from training.trainer import Plan, best_weights, run
@@ -210,8 +212,11 @@ def training_clips(work: Path) -> list[Spoken]:
     return found
 
 
-def train(work: Path, steps: int) -> None:
-    """Train until ``steps`` steps are done, from the last checkpoint if there is one."""
+def train(work: Path, steps: int, first: Path | None) -> None:
+    """Train until ``steps`` steps are done, from the last checkpoint if there is one.
+
+    first: the folder CosyVoice-300M-25Hz of an earlier training, to begin with its weights where there is none.
+    """
     clips = training_clips(work)
     log.info("%d clips, %.1f h", len(clips), sum(len(one.rows) for one in clips) / 90_000)
     out = work / "flow"
@@ -219,6 +224,8 @@ def train(work: Path, steps: int) -> None:
     torch.manual_seed(SEED)
     model = Trainee(read_config(CONFIG).flow)
     log.info("%.2f M parameters", sum(one.numel() for one in model.flow.parameters()) / 1e6)
+    if first is not None:
+        model.flow.load_state_dict(read_state(first / FLOW_NAME))
     model.velocity = torch.compile(velocity, dynamic=True)  # a fifth faster
     voices = Voices(clips)
     plan = Plan(steps=steps, batch=BATCH_ROWS, rate=LEARNING_RATE, weight_decay=0.01, average=0.999, seed=SEED)
@@ -226,7 +233,7 @@ def train(work: Path, steps: int) -> None:
 
     def loss(batch: list[Spoken], generator: torch.Generator) -> torch.Tensor:
         step = generator.initial_seed()  # the loop seeds it so
-        return loss_of(model, batch, voices, generator, rough_only=step < ROUGH_STEPS)
+        return loss_of(model, batch, voices, generator, rough_only=first is None and step < ROUGH_STEPS)
 
     run(model, clips, sizes, loss, out / "checkpoint.pt", plan)
 
@@ -244,15 +251,11 @@ def main() -> None:
     parser.add_argument("part", choices=("train",))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--first", type=Path, help="a folder CosyVoice-300M-25Hz to begin with")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    logs = options.work / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=logs / f"flow-{options.part}.log", level=logging.INFO, format="%(asctime)s %(message)s"
-    )
-    train(options.work, options.steps)
+    begin(options.work, f"flow-{options.part}", options.threads)
+    train(options.work, options.steps, options.first)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train mini's sound generator: ``python -m training.hift {train,export} --work W [--speech S]``.
+"""Train mini's sound generator: ``python -m training.hift train --work W [--speech S]``.
 
 The product's own HiFT learns to give the spectra of real sound back from its mel: the differences of spectra at
 several resolutions (Yamamoto et al., Parallel WaveGAN, arXiv 1910.11480), the source driven by the true pitch, which a
@@ -24,12 +24,13 @@ from stepaudio.tiny.vocoder import PLAIN
 from stepaudio.types import Waveform
 from stepaudio.vocoder.config import HiftConfig, read_config
 from stepaudio.vocoder.hift import HiFT
-from stepaudio.vocoder.weights import hift_names
+from stepaudio.vocoder.weights import HIFT_NAME, hift_names, read_state
 from training.acoustic import HOP, SETS, SOUND_RATE
+from training.command import begin
 from training.data import RATE, Example, read_examples
 from training.shards import read_records, read_samples
 from training.texts import held_out
-from training.trainer import Plan, run
+from training.trainer import Plan, best_weights, run
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ CONFIG = Path(__file__).parent / "mini"
 CROP = 32
 """Mel frames that are looked at in training (0.64 s)."""
 
-BATCH, STEPS, LEARNING_RATE = 16, 20_000, 1e-3
+BATCH, STEPS, LEARNING_RATE = 8, 40_000, 1e-3
 RESOLUTIONS = ((2048, 512), (768, 192), (256, 64))
 """Sizes and hops of the spectra that are compared."""
 
@@ -49,7 +50,12 @@ BAND = 7600.0
 PITCH_SHARE = 0.02
 """Of the pitch's error in Hz."""
 
-FLOOR = 1e-4
+EVEN_BELOW = 2000.0
+"""Hz above which a bin's weight falls with its frequency, as the ear's bands widen."""
+
+FLOOR = 2e-3
+"""Magnitude below which nothing is heard: about -80 dB of full scale."""
+
 SEED = 4
 
 
@@ -65,9 +71,12 @@ class Piece:
 class Generator(nn.Module):
     """HiFT, trained with the true pitch at its source."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: Path | None = None) -> None:
+        """Begin anew, or with the weights in the folder ``first`` (CosyVoice-300M-25Hz)."""
         super().__init__()
         self.hift = HiFT(_config())
+        if first is not None:
+            self.hift.load_state_dict(hift_names(read_state(first / HIFT_NAME)))
         normalise(self.hift)
         self.shape = torch.compile(self.hift.spectrum, dynamic=False)
 
@@ -93,8 +102,8 @@ def spectral_loss(made: torch.Tensor, true: torch.Tensor, wide: torch.Tensor) ->
     """
     total = made.new_zeros(())
     for size, hop in RESOLUTIONS:
-        audible = torch.arange(size // 2 + 1) * (SOUND_RATE / size) < BAND
-        weight = (wide[:, None] | audible[None])[..., None].float()
+        hertz = torch.arange(size // 2 + 1) * (SOUND_RATE / size)
+        weight = ((wide[:, None] | (hertz < BAND)[None]) / (1 + hertz / EVEN_BELOW))[..., None]
         with torch.no_grad():
             theirs = magnitudes(spectra(true, size, hop))
         total = total + distance(spectra(made, size, hop), theirs, weight / weight.mean())
@@ -158,14 +167,14 @@ def cropped(piece: Piece, generator: torch.Generator) -> tuple[torch.Tensor, tor
     return block[:, :-1].T, block[:, -1], torch.from_numpy(sound[into : into + CROP * HOP].copy())
 
 
-def train(work: Path, speech: Path | None, steps: int) -> None:
-    """Train until ``steps`` steps are done, from the last checkpoint if there is one."""
+def train(work: Path, speech: Path | None, steps: int, first: Path | None) -> None:
+    """Train until ``steps`` steps are done, from the last checkpoint if there is one (else from ``first``)."""
     found = pieces(work, speech)
     log.info("%d clips, %.1f h", len(found), sum(len(one.example.bank) for one in found) / 180_000)
     out = work / "hift"
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    model = Generator()
+    model = Generator(first)
     log.info("%.2f M parameters", sum(one.numel() for one in model.hift.parameters()) / 1e6)
 
     def loss(batch: list[Piece], generator: torch.Generator) -> torch.Tensor:
@@ -175,13 +184,13 @@ def train(work: Path, speech: Path | None, steps: int) -> None:
         wide = torch.tensor([one.example.record.rate > RATE for one in batch])
         return spectral_loss(made, true, wide) + PITCH_SHARE * F.l1_loss(told, pitch)
 
-    plan = Plan(steps=steps, batch=BATCH, rate=LEARNING_RATE, weight_decay=0.0, clip=5.0, seed=SEED)
+    plan = Plan(steps=steps, batch=BATCH, rate=LEARNING_RATE, weight_decay=0.0, clip=5.0, average=0.999, seed=SEED)
     run(model, found, [1] * len(found), loss, out / "checkpoint.pt", plan)
 
 
 def load(out: Path) -> HiFT:
-    """Return the generator of the last checkpoint, to be used and not trained."""
-    state = torch.load(out / "checkpoint.pt", weights_only=True)["model"]
+    """Return the generator of the last checkpoint (its running average), to be used and not trained."""
+    state = best_weights(out / "checkpoint.pt")
     hift = HiFT(_config())
     inner = {key.removeprefix("hift."): value for key, value in state.items() if key.startswith("hift.")}
     hift.load_state_dict(hift_names(inner))
@@ -201,15 +210,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--speech", type=Path, help="folder of the recordings, to leave out those that were MP3")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--first", type=Path, help="a folder CosyVoice-300M-25Hz to begin with")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    logs = options.work / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=logs / f"hift-{options.part}.log", level=logging.INFO, format="%(asctime)s %(message)s"
-    )
-    train(options.work, options.speech, options.steps)
+    begin(options.work, f"hift-{options.part}", options.threads)
+    train(options.work, options.speech, options.steps, options.first)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,21 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stepaudio.llm.network import Decoder, Dimensions
-from stepaudio.prompts import TOKENIZER_FILE, PromptBuilder, SpeechTokenizer
-from stepaudio.tokens import GROUP, LINGUISTIC_PER_GROUP, ROWS_PER_GROUP, SEMANTIC_ROW_OFFSET
+from stepaudio.prompts import CURRENT_SPEAKER, TOKENIZER_FILE, PromptBuilder, SpeechTokenizer
+from stepaudio.tokens import (
+    GROUP,
+    GROUP_SECONDS,
+    LINGUISTIC_CODES,
+    LINGUISTIC_PER_GROUP,
+    ROWS_PER_GROUP,
+    ROWS_PER_SECOND,
+    SEMANTIC_ROW_OFFSET,
+    interleave,
+)
 from stepaudio.types import SpeechTokens
-from training.align import read_aligned
+from training.align import Alignments
 from training.codes import Coded, read_codes
+from training.command import begin
 from training.data import RATE
 from training.phones import CLASSES, IGNORED, frame_labels
 from training.semantic import LEVELS
@@ -44,11 +54,9 @@ PROMPT_SECONDS = (1.5, 10.0)
 LONGEST_SECONDS = 14.0
 BATCH_IDS, STEPS, LEARNING_RATE = 9000, 30_000, 1.5e-3
 PHONE_SHARE = 0.5
-GROUP_SECONDS = 0.12
 CENTRES = np.array([0.03, 0.09, 0.02, 0.06, 0.10])
 """Seconds from a group's beginning to the middle of what each of its ids stands for."""
 
-SPEAKER = "debug"
 SEED = 6
 
 
@@ -83,8 +91,8 @@ class Row:
 def numbers_of(rows: np.ndarray) -> np.ndarray:
     """Return the numbers int64 (5 n,) of the vocoder's rows (3 n, 2): the inverse of stepaudio.tokens.rows."""
     table = rows.astype(np.int64).reshape(-1, ROWS_PER_GROUP, 2)
-    linguistic, semantic = table[:, :LINGUISTIC_PER_GROUP, 0], table[:, :, 1] - SEMANTIC_ROW_OFFSET
-    return np.concatenate((linguistic, semantic), axis=1).reshape(-1)
+    semantic = table[:, :, 1].ravel() - SEMANTIC_ROW_OFFSET - LINGUISTIC_CODES
+    return interleave(table[:, :LINGUISTIC_PER_GROUP, 0].ravel(), semantic).numbers
 
 
 def labels_of(record: ClipRecord, offset: int, groups: int) -> np.ndarray:
@@ -98,12 +106,10 @@ def labels_of(record: ClipRecord, offset: int, groups: int) -> np.ndarray:
 
 def read_said(work: Path, name: str) -> list[Said]:
     """Return the clips of a set that have a text, codes, and a length that suits."""
-    places = {one.record.name: one for one in read_aligned(work, name, work / "mels" / name)}
-    found = []
+    known, found = Alignments(work, name), []
     for coded in read_codes(work, name):
-        one = places.get(coded.record.name)
-        if one is not None and _suits(coded):
-            labels = labels_of(one.record, one.offset, len(coded.rows) // ROWS_PER_GROUP)
+        if _suits(coded):
+            labels = labels_of(known.of(coded.record), coded.offset, len(coded.rows) // ROWS_PER_GROUP)
             found.append(Said(coded.record.speaker, coded.record.text, numbers_of(coded.rows), labels))
     return found
 
@@ -111,7 +117,7 @@ def read_said(work: Path, name: str) -> list[Said]:
 def _suits(coded: Coded) -> bool:
     record = coded.record
     known = record.lang == "en" and record.text and record.speaker not in held_out().speakers
-    return bool(known) and 0 < len(coded.rows) / 25 <= LONGEST_SECONDS
+    return bool(known) and 0 < len(coded.rows) / ROWS_PER_SECOND <= LONGEST_SECONDS
 
 
 class Partners:
@@ -144,7 +150,7 @@ class Writer:
     def row(self, prompt: Said, target: Said) -> Row:
         """Return the sequence in which ``target`` is said in the voice of ``prompt``."""
         vocabulary = self.tokenizer.vocabulary
-        before = self.prompts.clone_as(SPEAKER, prompt.text, SpeechTokens(prompt.numbers), target.text)
+        before = self.prompts.clone_as(CURRENT_SPEAKER, prompt.text, SpeechTokens(prompt.numbers), target.text)
         answer = [*vocabulary.ids(target.numbers).tolist(), vocabulary.end]
         ids = torch.tensor(before + answer)
         audio = (ids >= vocabulary.linguistic.start) & (ids < vocabulary.semantic.stop)
@@ -259,12 +265,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    logs = options.work / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=logs / f"language-{options.part}.log", level=logging.INFO, format="%(asctime)s %(message)s"
-    )
+    begin(options.work, f"language-{options.part}", options.threads)
     if options.part == "tokenizer":
         texts = training_texts(options.speech / "index.tsv", SEED)
         log.info("%d pieces", write_tokenizer(texts, int(np.prod(LEVELS)), options.to))

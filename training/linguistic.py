@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stepaudio.encoder.sanm import SanmConfig, SanmEncoder
 from training.align import read_aligned
+from training.command import begin
 from training.data import BINS, RATE, STACK, STRIDE, Example, bank_of, cache_features, stacked, times_shown
 from training.judges import errors
 from training.phones import CLASSES, classes, collapsed, frame_labels
@@ -315,13 +316,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     out = options.work / "linguistic"
-    logs = options.work / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=logs / f"linguistic-{options.part}.log", level=logging.INFO, format="%(asctime)s %(message)s"
-    )
+    begin(options.work, f"linguistic-{options.part}", options.threads)
     if options.part == "banks":
         for name in (*SETS, "heldout"):
             log.info("%s: %d shards", name, cache_features(options.work / name, options.work / "banks" / name, bank_of))

@@ -18,6 +18,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from training.command import begin
 from training.shards import Clip, is_whole, read_shard_records, write_shard
 from training.teachers import RATE, Disguise, Hibari, Kokoro
 from training.texts import held_out, recordings, training_texts
@@ -185,12 +186,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1000.0, help="stop when so much sound exists")
     parser.add_argument("--threads", type=int, default=1, help="threads (kokoro only)")
     options = parser.parse_args()
-    (options.work / "logs").mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=options.work / "logs" / f"prepare-{options.part}.log",
-        level=logging.INFO,
-        format="%(asctime)s %(message)s",
-    )
+    begin(options.work, f"prepare-{options.part}", options.threads)
     index = options.speech / "index.tsv"
     folder, hibari = options.work / options.part, Hibari()
     if options.part == "recordings":

@@ -24,6 +24,7 @@ from torch import nn
 
 from stepaudio.features import WHISPER_MELS
 from training.align import read_aligned
+from training.command import begin
 from training.data import RATE, Example, cache_features, mel_of, read_examples, times_shown
 from training.judges import errors
 from training.phones import CLASSES, classes, collapsed, frame_labels
@@ -375,12 +376,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(1 if options.part == "mels" else options.threads)
-    out, logs = options.work / "semantic", options.work / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=logs / f"semantic-{options.part}.log", level=logging.INFO, format="%(asctime)s %(message)s"
-    )
+    out = options.work / "semantic"
+    begin(options.work, f"semantic-{options.part}", 1 if options.part == "mels" else options.threads)
     if options.part == "mels":
         for name in (*SETS, "heldout"):
             log.info("%s: %d", name, cache_features(options.work / name, options.work / "mels" / name, mel_of))

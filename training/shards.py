@@ -61,6 +61,19 @@ def shard_paths(folder: Path, number: int) -> tuple[Path, Path]:
     return folder / f"shard-{number:05d}.npy", folder / f"shard-{number:05d}.jsonl"
 
 
+def shard_numbers(folder: Path, ending: str) -> list[int]:
+    """Return the numbers of the shards that have a file of that ending ("jsonl": the whole ones), in order."""
+    return sorted(int(path.name[len("shard-") :].split(".")[0]) for path in folder.glob(f"shard-?????.{ending}"))
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """Write an array under another name and rename it: it exists wholly or not at all."""
+    partial = path.with_name(f"{path.name}.part")
+    with partial.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
+    partial.replace(path)
+
+
 def is_whole(folder: Path, number: int) -> bool:
     """Return whether the shard was written to its end."""
     return shard_paths(folder, number)[1].is_file()
@@ -80,10 +93,7 @@ def write_shard(folder: Path, number: int, clips: Iterable[Clip]) -> float:
         place += len(piece)
         seconds += record.seconds
     samples, index = shard_paths(folder, number)
-    partial = samples.with_suffix(".part")
-    with partial.open("wb") as file:
-        np.save(file, np.concatenate(pieces) if pieces else np.zeros(0, np.int16), allow_pickle=False)
-    partial.replace(samples)
+    save_array(samples, np.concatenate(pieces) if pieces else np.zeros(0, np.int16))
     partial = index.with_suffix(".part")
     partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     partial.replace(index)
@@ -99,7 +109,7 @@ def read_shard_records(folder: Path, number: int) -> list[ClipRecord]:
 
 def read_records(folder: Path) -> list[tuple[int, ClipRecord]]:
     """Return (shard number, record) of every clip in the whole shards of ``folder``, in order."""
-    numbers = sorted(int(index.stem.removeprefix("shard-")) for index in folder.glob("shard-*.jsonl"))
+    numbers = shard_numbers(folder, "jsonl")
     return [(number, record) for number in numbers for record in read_shard_records(folder, number)]
 
 

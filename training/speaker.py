@@ -24,6 +24,7 @@ from torch import nn
 
 from stepaudio.encoder.speaker import SPEAKER_SIZE, SpeakerEncoder
 from stepaudio.features import FBANK_BINS
+from training.command import begin
 from training.data import Example, read_examples
 from training.shards import read_records, read_samples
 from training.texts import held_out
@@ -236,12 +237,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    out, logs = options.work / "speaker", options.work / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=logs / f"speaker-{options.part}.log", level=logging.INFO, format="%(asctime)s %(message)s"
-    )
+    out = options.work / "speaker"
+    begin(options.work, f"speaker-{options.part}", options.threads)
     if options.part == "train":
         train(options.work, out, options.steps)
     elif options.part == "export":

@@ -7,14 +7,12 @@ fixed stretches of the clone template are a piece each: they say nothing that a 
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from stepaudio.prompts import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
-from stepaudio.tiny.llm import CHAT_TEMPLATE, CONTROL, FIRST_BYTE
+from stepaudio.tiny.llm import add_pieces, write_tokenizer_files
 from stepaudio.tokens import LINGUISTIC_CODES
 
 PIECES = 900
@@ -52,32 +50,18 @@ def write_tokenizer(texts: list[str], semantic_codes: int, folder: Path) -> int:
         minloglevel=2,
     )
     learned = sentencepiece_model_pb2.ModelProto.FromString(trained.getvalue())
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
     proto = sentencepiece_model_pb2.ModelProto()
     proto.trainer_spec.CopyFrom(learned.trainer_spec)
     proto.normalizer_spec.CopyFrom(learned.normalizer_spec)
-
-    def add(piece: str, kind: int, score: float = 0.0) -> None:
-        proto.pieces.add(piece=piece, score=score, type=kind)
-
-    for number in range(FIRST_BYTE):
-        kind = kinds.UNKNOWN if number == 0 else kinds.CONTROL if number in CONTROL else kinds.USER_DEFINED
-        add(CONTROL.get(number, f"<user_defined_symbol_{number:02}>"), kind)
-    for byte in range(256):
-        add(f"<0x{byte:02X}>", kinds.BYTE)
+    ordinary = {}
     for stretch in TEMPLATE:
         piece = stretch.replace(" ", SPACE)
-        add(piece if stretch in INSIDE else SPACE + piece, kinds.NORMAL, TEMPLATE_SCORE)
-    known = {piece.piece for piece in proto.pieces}
+        ordinary[piece if stretch in INSIDE else SPACE + piece] = TEMPLATE_SCORE
+    normal = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
     for piece in learned.pieces:
-        if piece.type == kinds.NORMAL and piece.piece not in known:
-            add(piece.piece, kinds.NORMAL, min(piece.score, -1.0))
-    for number in range(LINGUISTIC_CODES + semantic_codes):
-        add(f"<audio_{number}>", kinds.USER_DEFINED)
-    proto.trainer_spec.vocab_size = len(proto.pieces)
+        if piece.type == normal:
+            ordinary.setdefault(piece.piece, min(piece.score, -1.0))
+    add_pieces(proto, ordinary.items(), LINGUISTIC_CODES + semantic_codes)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / TOKENIZER_FILE).write_bytes(proto.SerializeToString(deterministic=True))
-    config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    config |= {"tokenizer_class": "LlamaTokenizer", "chat_template": CHAT_TEMPLATE}
-    (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    write_tokenizer_files(proto, folder)
     return len(proto.pieces)

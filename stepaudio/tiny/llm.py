@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ CONTROL = {0: "<unk>", 1: "<s>", 2: "</s>", 3: "<|EOT|>", 4: "<|BOT|>"} | {
     33: "<text_start>",
     34: "<text_end>",
 }
-FIRST_BYTE = 68
+_FIRST_BYTE = 68
 _SPACE = "\u2581"
 _WORDS = (
     "system human assistant speaker audio tokens name prompt text start end debug the and of to in a is was that it "
@@ -89,28 +90,41 @@ def _random(name: str, shape: torch.Size, generator: torch.Generator) -> torch.T
 def _write_tokenizer(folder: Path) -> int:
     """Write both tokenizer files and return how many pieces there are."""
     proto = sentencepiece_model_pb2.ModelProto()
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-
-    def add(piece: str, kind: int, score: float = 0.0) -> None:
-        proto.pieces.add(piece=piece, score=score, type=kind)
-
-    for number in range(FIRST_BYTE):
-        kind = kinds.UNKNOWN if number == 0 else kinds.CONTROL if number in CONTROL else kinds.USER_DEFINED
-        add(CONTROL.get(number, f"<user_defined_symbol_{number:02}>"), kind)
-    for byte in range(256):
-        add(f"<0x{byte:02X}>", kinds.BYTE)
-    for rank, piece in enumerate(_ordinary_pieces()):
-        add(piece, kinds.NORMAL, -2.0 - 0.02 * rank)
-    for number in range(AUDIO_NUMBERS):
-        add(f"<audio_{number}>", kinds.USER_DEFINED)
+    add_pieces(proto, [(piece, -2.0 - 0.02 * rank) for rank, piece in enumerate(_ordinary_pieces())], AUDIO_NUMBERS)
     trainer = proto.trainer_spec
     trainer.model_type = sentencepiece_model_pb2.TrainerSpec.UNIGRAM
-    trainer.vocab_size = len(proto.pieces)
     trainer.byte_fallback = True
     trainer.split_digits = True
     proto.normalizer_spec.name = "identity"
     proto.normalizer_spec.add_dummy_prefix = True
     proto.normalizer_spec.remove_extra_whitespaces = False
+    write_tokenizer_files(proto, folder)
+    return len(proto.pieces)
+
+
+def add_pieces(
+    proto: sentencepiece_model_pb2.ModelProto, ordinary: Iterable[tuple[str, float]], audio_numbers: int
+) -> None:
+    """Add all pieces in the real order: control, bytes, ordinary ones with their scores, and ``<audio_N>``."""
+    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+
+    def add(piece: str, kind: int, score: float = 0.0) -> None:
+        proto.pieces.add(piece=piece, score=score, type=kind)
+
+    for number in range(_FIRST_BYTE):
+        kind = kinds.UNKNOWN if number == 0 else kinds.CONTROL if number in CONTROL else kinds.USER_DEFINED
+        add(CONTROL.get(number, f"<user_defined_symbol_{number:02}>"), kind)
+    for byte in range(256):
+        add(f"<0x{byte:02X}>", kinds.BYTE)
+    for piece, score in ordinary:
+        add(piece, kinds.NORMAL, score)
+    for number in range(audio_numbers):
+        add(f"<audio_{number}>", kinds.USER_DEFINED)
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+
+
+def write_tokenizer_files(proto: sentencepiece_model_pb2.ModelProto, folder: Path) -> None:
+    """Write tokenizer.model and tokenizer_config.json."""
     (folder / TOKENIZER_FILE).write_bytes(proto.SerializeToString(deterministic=True))
     _write_json(
         folder / TOKENIZER_CONFIG_FILE,
@@ -122,7 +136,6 @@ def _write_tokenizer(folder: Path) -> int:
             "chat_template": CHAT_TEMPLATE,
         },
     )
-    return len(proto.pieces)
 
 
 def _ordinary_pieces() -> list[str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stepaudio.errors import WeightsError
 from stepaudio.vocoder.config import BigvganConfig
+from stepaudio.vocoder.hift import same_conv
 
 LIMIT = 1.0
 CONTEXT = 3  # mel frames that the first convolution needs before and after those that are to sound
@@ -78,8 +79,8 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
-        self.convs1 = nn.ModuleList(_same_conv(channels, kernel, dilation) for dilation in dilations)
-        self.convs2 = nn.ModuleList(_same_conv(channels, kernel, 1) for _ in dilations)
+        self.convs1 = nn.ModuleList(same_conv(channels, kernel, dilation) for dilation in dilations)
+        self.convs2 = nn.ModuleList(same_conv(channels, kernel, 1) for _ in dilations)
         # In the order of use: one for convs1, one for convs2, and so on.
         self.activations = nn.ModuleList(Activation(channels) for _ in range(2 * len(dilations)))
 
@@ -88,10 +89,6 @@ class ResBlock(nn.Module):
         for activation1, conv1, activation2, conv2 in parts:
             x = x + conv2(activation2(conv1(activation1(x, taps)), taps))
         return x
-
-
-def _same_conv(channels: int, kernel: int, dilation: int) -> nn.Conv1d:
-    return nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2)
 
 
 class BigVGAN(nn.Module):

@@ -21,6 +21,7 @@ from torch import Tensor
 from stepaudio.errors import GenerationError, WeightsError
 from stepaudio.tokens import GROUP, ROWS_PER_GROUP, cut_to_groups, rows
 from stepaudio.types import FloatArray, IntArray
+from stepaudio.vocoder.checks import check_finite, check_rows
 from stepaudio.vocoder.flow import Flow, FlowPast, ShouldStop
 from stepaudio.vocoder.sound_stream import DrawNoise, SoundStream
 
@@ -188,8 +189,7 @@ class VocoderStream:
         )
         samples = sound.extend(mel.transpose(1, 2), last=last)[0]
         # A mel that is not finite gives no finite samples: one look, one wait for the device.
-        if not torch.isfinite(samples).all():
-            raise GenerationError("The vocoder produced samples that are not finite; trying again may help.")
+        check_finite(samples, "The vocoder produced samples")
         return samples.cpu().numpy()
 
     def _draw(self, count: int) -> Tensor:
@@ -197,7 +197,5 @@ class VocoderStream:
         return self._noise(self._flow.frames_per_row * count).to(self._voice.mel.device)
 
     def _tensor(self, table: IntArray) -> Tensor:
-        # Asked here, where it is a sentence: an index out of range would take a GPU's context down.
-        if table.min() < 0 or table.max() >= self._flow.input_embedding.embedding.num_embeddings:
-            raise GenerationError("The language model produced numbers that stand for no sound; try again.")
+        check_rows(table, self._flow.input_embedding.embedding.num_embeddings)
         return torch.tensor(table, device=self._voice.mel.device)[None]

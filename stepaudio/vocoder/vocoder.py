@@ -12,6 +12,7 @@ from stepaudio.errors import GenerationError, InvalidInput
 from stepaudio.tokens import rows
 from stepaudio.types import FloatArray, SpeechTokens, Waveform
 from stepaudio.vocoder.bigvgan import BigVGAN, without_filters
+from stepaudio.vocoder.checks import check_finite, check_rows
 from stepaudio.vocoder.config import BigvganConfig, HiftConfig, VocoderConfig, read_config
 from stepaudio.vocoder.flow import Flow, Progress, ShouldStop
 from stepaudio.vocoder.hift import HiFT
@@ -64,9 +65,7 @@ class Vocoder:
         _check_prompt(prompt_tokens, prompt_mel, steps)
         prompt_rows = rows(prompt_tokens.numbers)
         both = np.concatenate((prompt_rows, rows(tokens.numbers)))  # (L, 2)
-        # Asked here, where it is a sentence: an index out of range would take a GPU's context down.
-        if both.min() < 0 or both.max() >= self.config.flow.vocabulary:
-            raise GenerationError("The language model produced numbers that stand for no sound; try again.")
+        check_rows(both, self.config.flow.vocabulary)
         conditions = self._flow.conditions(
             torch.tensor(both, device=self.device)[None],
             len(prompt_rows),
@@ -78,8 +77,7 @@ class Vocoder:
             noise.to(self.device), conditions, steps=steps, progress=progress, should_stop=should_stop
         )
         mel = mel[:, self._flow.frames_per_row * len(prompt_rows) :].transpose(1, 2)  # (1, 80, frames)
-        if not torch.isfinite(mel).all():
-            raise GenerationError("The flow produced values that are not finite; trying again may help.")
+        check_finite(mel, "The flow produced values")
         return mel
 
     def sound(self, mel: Tensor, *, seed: int) -> Waveform:
@@ -97,8 +95,7 @@ class Vocoder:
             config = self._hift.config
             noise = draw_noise(seed, SOURCE_NOISE, mel.shape[-1] * config.frame_samples, config.harmonics + 1)
             samples = self._hift(mel, noise.to(self.device))[0]
-        if not torch.isfinite(samples).all():
-            raise GenerationError("The vocoder produced samples that are not finite; trying again may help.")
+        check_finite(samples, "The vocoder produced samples")
         return Waveform(samples.cpu().numpy(), self.sample_rate)
 
     def stream(
