@@ -16,6 +16,7 @@ from stepaudio.vocoder.config import read_config
 from stepaudio.vocoder.vocoder import load_vocoder
 from stepaudio.weights import WeightsFolder, read_card
 from training import codes, export, flow, hift
+from training.adversary import Adversary, loss_of_made, own_loss
 from training.codes import Spoken, read_spoken
 from training.shards import Clip, ClipRecord, write_shard
 from training.texts import held_out
@@ -155,6 +156,39 @@ def test_the_loss_reaches_every_weight_of_hift(monkeypatch: pytest.MonkeyPatch) 
     true = 0.1 * torch.randn(made.shape)
     (hift.spectral_loss(made, true, torch.tensor([True, True])) + (told - pitch).abs().mean()).backward()
     assert [name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()] == []
+
+
+def test_the_adversary_learns_to_tell_made_from_real_and_teaches_the_difference() -> None:
+    torch.manual_seed(0)
+    t = torch.arange(12000) / 24000
+    true = 0.3 * torch.sin(2 * torch.pi * 300 * t)[None] + 0.01 * torch.randn(2, 12000)
+    made = (0.1 * torch.randn(2, 12000)).requires_grad_()
+    adversary = Adversary()
+    own = torch.optim.AdamW(adversary.parameters(), 3e-3)
+    losses = []
+    for _ in range(12):
+        own.zero_grad()
+        loss = own_loss(adversary, made, true, 600)
+        loss.backward()
+        own.step()
+        losses.append(float(loss))
+    assert made.grad is None
+    assert losses[-1] < 0.5 * losses[0]
+    to_learn = loss_of_made(adversary, made, true, 600)
+    to_learn.backward()
+    assert made.grad is not None
+    assert float(to_learn) > 1.5 * float(loss_of_made(adversary, true + 0.001 * torch.randn(2, 12000), true, 600))
+
+
+def test_a_refined_generator_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    torch.manual_seed(0)
+    first, second = hift.Generator(), hift.Refined(hift.Generator())
+    torch.save({"model": first.state_dict()}, tmp_path / "checkpoint.pt")
+    torch.testing.assert_close(hift.load(tmp_path).conv_post.weight, first.hift.conv_post.weight.detach())
+    torch.save({"model": second.state_dict()}, tmp_path / "refined.pt")
+    found = hift.load(tmp_path).conv_post.weight
+    torch.testing.assert_close(found, second.generator.hift.conv_post.weight.detach())
 
 
 def test_the_exported_vocoder_is_loaded_by_the_product_and_speaks(tmp_path: Path) -> None:
