@@ -39,7 +39,7 @@ from training.texts import held_out, recordings
 
 log = logging.getLogger(__name__)
 
-SHORTEST, LONGEST = 4.0, 9.0
+SHORTEST, LONGEST = 3.0, 9.0
 """Seconds of the clips that are looked at."""
 
 ENROLLED = 5

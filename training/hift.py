@@ -1,9 +1,9 @@
 """Train mini's sound generator: ``python -m training.hift {train,refine} --work W [--speech S]``.
 
 The product's own HiFT learns to give the spectra of real sound back from its mel: the differences of spectra at
-several resolutions (Yamamoto et al., Parallel WaveGAN, arXiv 1910.11480), the source driven by the true pitch, which a
-part of the network learns to tell from the mel besides (Wang et al., NSF, arXiv 1904.12088). Waveforms are never
-compared: the phase of the source is free. Then (``refine``) an adversary joins, which teaches what distances cannot.
+several resolutions (Yamamoto et al., Parallel WaveGAN, arXiv 1910.11480), the source driven by the true pitch; what
+tells the pitch from the mel is trained by itself (training.pitch). Waveforms are never compared: the phase of the
+source is free. Then (``refine``) an adversary joins, which teaches what distances cannot.
 """
 
 from __future__ import annotations
@@ -16,27 +16,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from stepaudio import audio
 from stepaudio.tiny.vocoder import PLAIN
 from stepaudio.types import Waveform
-from stepaudio.vocoder.config import HiftConfig, read_config
 from stepaudio.vocoder.hift import HiFT
 from stepaudio.vocoder.weights import HIFT_NAME, hift_names, read_state
 from training.acoustic import HOP, SETS, SOUND_RATE
 from training.adversary import Adversary, loss_of_made, own_loss
 from training.command import begin
 from training.data import RATE, Example, read_examples
+from training.pitch import load as load_pitch
 from training.shards import read_records, read_samples
+from training.sizes import hift_config
 from training.texts import held_out
 from training.trainer import Plan, best_weights, run
 
 log = logging.getLogger(__name__)
-
-CONFIG = Path(__file__).parent / "mini"
-"""Where the cosyvoice.yaml of mini lies."""
 
 CROP = 32
 """Mel frames that are looked at in training (0.64 s)."""
@@ -47,9 +44,6 @@ RESOLUTIONS = ((2048, 512), (768, 192), (256, 64))
 
 BAND = 7600.0
 """Hz up to which a recording of 16 kHz says anything; above it only wide-band clips teach."""
-
-PITCH_SHARE = 0.02
-"""Of the pitch's error in Hz."""
 
 EVEN_BELOW = 2000.0
 """Hz above which a bin's weight falls with its frequency, as the ear's bands widen."""
@@ -81,18 +75,18 @@ class Generator(nn.Module):
     def __init__(self, first: Path | None = None) -> None:
         """Begin anew, or with the weights in the folder ``first`` (CosyVoice-300M-25Hz)."""
         super().__init__()
-        self.hift = HiFT(_config())
+        self.hift = HiFT(hift_config())
         if first is not None:
             self.hift.load_state_dict(hift_names(read_state(first / HIFT_NAME)))
         normalise(self.hift)
         self.shape = torch.compile(self.hift.spectrum, dynamic=False)
 
-    def forward(self, mel: torch.Tensor, pitch: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return samples (B, 480 T) and the predicted pitch (B, T) of mel (B, 80, T) and true pitch in Hz (B, T)."""
+    def forward(self, mel: torch.Tensor, pitch: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return samples (B, 480 T) of mel (B, 80, T) and true pitch in Hz (B, T)."""
         source = self.hift.source_spectrum(self.hift.m_source(pitch, noise))
         with torch.autocast("cpu", torch.bfloat16):
             spectrum = self.shape(mel, source)
-        return self.hift.samples(spectrum.float()), self.hift.f0_predictor(mel)
+        return self.hift.samples(spectrum.float())
 
 
 def normalise(hift: HiFT) -> None:
@@ -193,7 +187,7 @@ def train(work: Path, speech: Path | None, steps: int, first: Path | None) -> No
 
 @dataclass(frozen=True, eq=False)
 class Heard:
-    """Made and true samples (B, N), whether each clip is wide-band, and how far spectra and pitch lie apart."""
+    """Made and true samples (B, N), whether each clip is wide-band, and how far the spectra lie apart."""
 
     made: torch.Tensor
     true: torch.Tensor
@@ -205,9 +199,9 @@ def heard(model: Generator, batch: list[Piece], generator: torch.Generator) -> H
     """Return what the generator makes of random crops of some clips."""
     mel, pitch, true = (torch.stack(part) for part in zip(*(cropped(one, generator) for one in batch), strict=True))
     noise = torch.randn(len(batch), true.shape[1], model.hift.config.harmonics + 1, generator=generator)
-    made, told = model(mel, pitch, noise)
+    made = model(mel, pitch, noise)
     wide = torch.tensor([one.example.record.rate > RATE for one in batch])
-    return Heard(made, true, wide, spectral_loss(made, true, wide) + PITCH_SHARE * F.l1_loss(told, pitch))
+    return Heard(made, true, wide, spectral_loss(made, true, wide))
 
 
 class Refined(nn.Module):
@@ -245,20 +239,19 @@ def refine(work: Path, speech: Path | None, steps: int) -> None:
     run(model, found, [1] * len(found), model.loss, out / REFINED, plan)
 
 
-def load(out: Path) -> HiFT:
-    """Return the generator of the last checkpoint (its running average), the refined one if there is one."""
+def load(work: Path) -> HiFT:
+    """Return HiFT with the pitch predictor, of the last checkpoints (their running averages).
+
+    The refined generator is preferred, if there is one.
+    """
+    out = work / "hift"
     path, prefix = (out / REFINED, "generator.hift.") if (out / REFINED).is_file() else (out / CHECKPOINT, "hift.")
     state = best_weights(path)
-    hift = HiFT(_config())
+    hift = HiFT(hift_config())
     inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     hift.load_state_dict(hift_names(inner))
+    hift.f0_predictor.load_state_dict(load_pitch(work))
     return hift.eval()
-
-
-def _config() -> HiftConfig:
-    config = read_config(CONFIG).hift
-    assert isinstance(config, HiftConfig)
-    return config
 
 
 def main() -> None:
