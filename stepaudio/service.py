@@ -8,39 +8,95 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from stepaudio.audiofile import Limits as FileLimits
 from stepaudio.audiofile import encode_wav, load_reference
 from stepaudio.errors import Cancelled, StepAudioError
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
+from stepaudio.pipeline import Pipeline
 from stepaudio.queue import Job, JobQueue
 from stepaudio.report import GET_ENGINE, POST_PROCESS, request_block, request_record
 from stepaudio.settings import Settings
 from stepaudio.timing import StageTimer
-from stepaudio.types import Reference, SamplingParams, Synthesis
+from stepaudio.types import Reference, SamplingParams, Synthesis, Task
 
 log = logging.getLogger(__name__)
 
-CLONE = "Clone"
+CLONE, EDIT = "Clone", "Edit"
 DECODE_AUDIO = "Decode audio"
 LOOK_SECONDS = 0.2
 State = Literal["loading", "ready", "failed"]
 
 
-@dataclass(frozen=True, eq=False)
-class CloneRequest:
-    """What a client gives for one clone: the bytes of a sound file, its transcript, the text to speak."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Request(ABC):
+    """What a client gives for any request: the bytes of a sound file, its transcript, how to go about it.
+
+    label: what the request is called in the log.
+    """
+
+    label: ClassVar[str]
 
     audio: bytes
     transcript: str
-    text: str
     sampling: SamplingParams = field(default_factory=SamplingParams)
     flow_steps: int = 10
     max_seconds: float | None = None
+
+    @abstractmethod
+    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
+        """Return what the pipeline makes of it."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CloneRequest(Request):
+    """A text to be spoken in the voice of the sound."""
+
+    label = CLONE
+
+    text: str
+
+    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
+        return pipeline.clone(
+            reference,
+            self.text,
+            self.sampling,
+            flow_steps=self.flow_steps,
+            max_seconds=self.max_seconds,
+            timer=timer,
+            progress=job.report,
+            should_stop=job.should_stop,
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EditRequest(Request):
+    """A task to be done to the sound; see Pipeline.edit for new_text and passes."""
+
+    label = EDIT
+
+    task: Task
+    new_text: str | None = None
+    passes: int = 1
+
+    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
+        return pipeline.edit(
+            reference,
+            self.task,
+            new_text=self.new_text,
+            passes=self.passes,
+            sampling=self.sampling,
+            flow_steps=self.flow_steps,
+            max_seconds=self.max_seconds,
+            timer=timer,
+            progress=job.report,
+            should_stop=job.should_stop,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +151,11 @@ class Service:
 
     def submit_clone(self, request: CloneRequest) -> Job[CloneResult]:
         """Queue a clone. Raises Busy when too many jobs wait already."""
-        return self.queue.submit(lambda job: self._clone(request, job), label=CLONE)
+        return self._submit(request)
+
+    def submit_edit(self, request: EditRequest) -> Job[CloneResult]:
+        """Queue an edit. Raises Busy when too many jobs wait already."""
+        return self._submit(request)
 
     def close(self, drain_seconds: float = 5.0) -> None:
         """Take no more jobs, let the running one finish within the limit, release the engine."""
@@ -127,43 +187,38 @@ class Service:
             raise StepAudioError(self.problem)
         return self._engine
 
-    def _clone(self, request: CloneRequest, job: Job[CloneResult]) -> CloneResult:
-        """Run one clone and log its block; an error of the user's or the models' is logged as one sentence."""
+    def _submit(self, request: Request) -> Job[CloneResult]:
+        return self.queue.submit(lambda job: self._run(request, job), label=request.label)
+
+    def _run(self, request: Request, job: Job[CloneResult]) -> CloneResult:
+        """Run one request and log its block; an error of the user's or the models' is logged as one sentence."""
         with request_context(job.id):
             try:
-                synthesis, wav = self._timed_clone(request, job)
+                synthesis, wav = self._timed_run(request, job)
             except Cancelled:
-                log.info("Clone cancelled.")
+                log.info("%s cancelled.", request.label)
                 raise
             except StepAudioError as error:
-                log.warning("Clone refused (%s): %s", type(error).__name__, error)
+                log.warning("%s refused (%s): %s", request.label, type(error).__name__, error)
                 raise
             waited = (job.started or job.submitted) - job.submitted
             log.info(
                 "%s",
                 request_block(synthesis, waited=waited),
-                extra={"facts": request_record(CLONE, synthesis, waited=waited)},
+                extra={"facts": request_record(request.label, synthesis, waited=waited)},
             )
             return CloneResult(synthesis, wav)
 
-    def _timed_clone(self, request: CloneRequest, job: Job[CloneResult]) -> tuple[Synthesis, bytes]:
+    def _timed_run(self, request: Request, job: Job[CloneResult]) -> tuple[Synthesis, bytes]:
         timer = StageTimer()
         with timer.stage(GET_ENGINE):
             engine = self._get_engine(job)
             timer.synchronize_with(engine.runtime.synchronize)
-        with timer.stage(CLONE):
+        with timer.stage(request.label):
             with timer.stage(DECODE_AUDIO):
                 loaded = load_reference(request.audio, self._file_limits())
-            synthesis = engine.pipeline.clone(
-                Reference(loaded.waveform, request.transcript),
-                request.text,
-                request.sampling,
-                flow_steps=request.flow_steps,
-                max_seconds=request.max_seconds,
-                timer=timer,
-                progress=job.report,
-                should_stop=job.should_stop,
-            )
+            reference = Reference(loaded.waveform, request.transcript)
+            synthesis = request.run(engine.pipeline, reference, timer, job)
         with timer.stage(POST_PROCESS):
             wav = encode_wav(synthesis.waveform)
         return replace(synthesis, timings=timer.finish(), notices=loaded.notices + synthesis.notices), wav
