@@ -91,6 +91,13 @@ def encode_wav(waveform: Waveform) -> bytes:
     return target.getvalue()
 
 
+def encode_float_wav(waveform: Waveform) -> bytes:
+    """Return the waveform as a WAV file of float32 samples, which load_reference gives back bit for bit."""
+    target = io.BytesIO()
+    soundfile.write(target, waveform.samples, waveform.sample_rate, format="WAV", subtype="FLOAT")
+    return target.getvalue()
+
+
 def _loudest_rms(samples: FloatArray, rate: int) -> float:
     frame = max(rate // 50, 1)
     usable = len(samples) // frame * frame

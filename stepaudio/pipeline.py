@@ -179,6 +179,11 @@ class Pipeline:
                 raise GenerationError(f"Pass {number} gave only {sound.seconds:.2f} s of sound; trying again may help.")
         return replace(done[-1], encoding=done[0].encoding, timings=timer.finish())
 
+    @torch.inference_mode()
+    def encode(self, waveform: Waveform) -> EncodingTimes:
+        """Encode a reference, so that the cache has it for later requests; return how it was come by."""
+        return self._encode(waveform, self.timer())[1]
+
     def warm(self) -> None:
         """Run every part once on synthetic sound, so that the first request is as fast as the next."""
         t = np.arange(int(WARM_SECONDS * WARM_RATE)) / WARM_RATE

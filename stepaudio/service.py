@@ -11,25 +11,28 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from stepaudio.audiofile import Limits as FileLimits
-from stepaudio.audiofile import encode_wav, load_reference
+from stepaudio.audiofile import LoadedReference, encode_wav, load_reference
 from stepaudio.errors import Cancelled, StepAudioError
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
 from stepaudio.pipeline import Pipeline
 from stepaudio.queue import Job, JobQueue
-from stepaudio.report import GET_ENGINE, POST_PROCESS, request_block, request_record
+from stepaudio.report import GET_ENGINE, POST_PROCESS, cache_lines, request_block, request_record
 from stepaudio.settings import Settings
 from stepaudio.timing import StageTimer
 from stepaudio.types import Reference, SamplingParams, Synthesis, Task
+from stepaudio.voices import Voice, VoiceDraft, VoiceFolder, VoiceLimits, read_export
 
 log = logging.getLogger(__name__)
 
-CLONE, EDIT = "Clone", "Edit"
+CLONE, EDIT, SAVE_VOICE = "Clone", "Edit", "Save voice"
+VOICES = "voices"
 DECODE_AUDIO = "Decode audio"
 LOOK_SECONDS = 0.2
+T = TypeVar("T")
 State = Literal["loading", "ready", "failed"]
 
 
@@ -37,13 +40,15 @@ State = Literal["loading", "ready", "failed"]
 class Request(ABC):
     """What a client gives for any request: the bytes of a sound file, its transcript, how to go about it.
 
+    voice: the id of a saved voice, which stands in for ``audio`` and, unless one is given, for ``transcript``.
     label: what the request is called in the log.
     """
 
     label: ClassVar[str]
 
-    audio: bytes
-    transcript: str
+    audio: bytes = b""
+    transcript: str = ""
+    voice: str = ""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     flow_steps: int = 10
     max_seconds: float | None = None
@@ -117,6 +122,10 @@ class Service:
     def __init__(self, settings: Settings, load: Callable[[], Engine]) -> None:
         self.settings = settings
         self.queue = JobQueue(limit=settings.queue_limit)
+        self.voices = VoiceFolder(
+            settings.data_dir / VOICES,
+            VoiceLimits(settings.max_voices, settings.voices_megabytes * 2**20, settings.max_transcript_characters),
+        )
         self._load = load
         self._engine: Engine | None = None
         self._failure: StepAudioError | None = None
@@ -157,6 +166,14 @@ class Service:
         """Queue an edit. Raises Busy when too many jobs wait already."""
         return self._submit(request)
 
+    def save_voice(self, draft: VoiceDraft) -> Job[Voice]:
+        """Queue the saving of a voice, and its encoding, so that its first request hits the cache. Raises Busy."""
+        return self._queue_up(SAVE_VOICE, lambda job: self._save(draft, job))
+
+    def import_voice(self, data: bytes) -> Job[Voice]:
+        """Queue the saving of an exported voice, as a new one. Raises InvalidInput for another file, and Busy."""
+        return self.save_voice(read_export(data))
+
     def close(self, drain_seconds: float = 5.0) -> None:
         """Take no more jobs, let the running one finish within the limit, release the engine."""
         self.queue.close(drain_seconds)
@@ -179,7 +196,7 @@ class Service:
                 self._failure = StepAudioError("The engine could not be loaded; the log says why.")
             self._decided.set()
 
-    def _get_engine(self, job: Job[CloneResult]) -> Engine:
+    def _get_engine(self, job: Job[Any]) -> Engine:
         while not self._decided.wait(LOOK_SECONDS):
             if job.should_stop():
                 raise Cancelled("The request was stopped while the models were being loaded.")
@@ -188,40 +205,64 @@ class Service:
         return self._engine
 
     def _submit(self, request: Request) -> Job[CloneResult]:
-        return self.queue.submit(lambda job: self._run(request, job), label=request.label)
+        return self._queue_up(request.label, lambda job: self._run(request, job))
+
+    def _queue_up(self, label: str, work: Callable[[Job[T]], T]) -> Job[T]:
+        """Queue the work, to be done under its id in the log; an expected error is logged as one sentence."""
+
+        def guarded(job: Job[T]) -> T:
+            with request_context(job.id):
+                try:
+                    return work(job)
+                except Cancelled:
+                    log.info("%s cancelled.", label)
+                    raise
+                except StepAudioError as error:
+                    log.warning("%s refused (%s): %s", label, type(error).__name__, error)
+                    raise
+
+        return self.queue.submit(guarded, label=label)
 
     def _run(self, request: Request, job: Job[CloneResult]) -> CloneResult:
-        """Run one request and log its block; an error of the user's or the models' is logged as one sentence."""
-        with request_context(job.id):
-            try:
-                synthesis, wav = self._timed_run(request, job)
-            except Cancelled:
-                log.info("%s cancelled.", request.label)
-                raise
-            except StepAudioError as error:
-                log.warning("%s refused (%s): %s", request.label, type(error).__name__, error)
-                raise
-            waited = (job.started or job.submitted) - job.submitted
-            log.info(
-                "%s",
-                request_block(synthesis, waited=waited),
-                extra={"facts": request_record(request.label, synthesis, waited=waited)},
-            )
-            return CloneResult(synthesis, wav)
-
-    def _timed_run(self, request: Request, job: Job[CloneResult]) -> tuple[Synthesis, bytes]:
+        """Run one request and log its block."""
         timer = StageTimer()
         with timer.stage(GET_ENGINE):
             engine = self._get_engine(job)
             timer.synchronize_with(engine.runtime.synchronize)
         with timer.stage(request.label):
             with timer.stage(DECODE_AUDIO):
-                loaded = load_reference(request.audio, self._file_limits())
-            reference = Reference(loaded.waveform, request.transcript)
+                loaded, transcript = self._reference(request)
+            reference = Reference(loaded.waveform, transcript)
             synthesis = request.run(engine.pipeline, reference, timer, job)
         with timer.stage(POST_PROCESS):
             wav = encode_wav(synthesis.waveform)
-        return replace(synthesis, timings=timer.finish(), notices=loaded.notices + synthesis.notices), wav
+        synthesis = replace(synthesis, timings=timer.finish(), notices=loaded.notices + synthesis.notices)
+        waited = (job.started or job.submitted) - job.submitted
+        log.info(
+            "%s",
+            request_block(synthesis, waited=waited),
+            extra={"facts": request_record(request.label, synthesis, waited=waited)},
+        )
+        return CloneResult(synthesis, wav)
+
+    def _reference(self, request: Request) -> tuple[LoadedReference, str]:
+        """Return the sound of a request and its transcript, from a saved voice where one is named."""
+        limits = self._file_limits()
+        if not request.voice:
+            return load_reference(request.audio, limits), request.transcript
+        voice, audio = self.voices.load(request.voice)
+        # The limit of uploads is no limit of what was saved here.
+        return load_reference(audio, replace(limits, max_bytes=len(audio))), request.transcript or voice.transcript
+
+    def _save(self, draft: VoiceDraft, job: Job[Voice]) -> Voice:
+        """Encode and save one voice."""
+        draft = self.voices.cleaned(draft)
+        engine = self._get_engine(job)
+        waveform = load_reference(draft.audio, self._file_limits()).waveform
+        times = engine.pipeline.encode(waveform)
+        voice = self.voices.save(draft, waveform)
+        log.info("%s", "\n".join([*cache_lines(times), f"Saved the voice {voice.id}, {voice.seconds:.2f} s."]))
+        return voice
 
     def _file_limits(self) -> FileLimits:
         settings = self.settings

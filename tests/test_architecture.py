@@ -23,6 +23,7 @@ LAYERS = [
     {"pipeline", "weights"},
     {"loading"},
     {"queue"},
+    {"voices"},
     {"service", "bench", "doctor", "export_encoder"},
     {"web"},
     {"api"},
