@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 
 from stepaudio.errors import InvalidInput
+from stepaudio.settings import Settings
 from stepaudio.types import FloatArray, Waveform
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,16 @@ class Limits:
     min_seconds: float = 0.5
     max_seconds: float = 30.0
     refuse_long: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """Return the limits that the settings give."""
+        return cls(
+            max_bytes=settings.max_upload_bytes,
+            min_seconds=settings.min_reference_seconds,
+            max_seconds=settings.max_reference_seconds,
+            refuse_long=settings.long_reference == "refuse",
+        )
 
 
 @dataclass(frozen=True, eq=False)

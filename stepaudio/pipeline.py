@@ -196,6 +196,11 @@ class Pipeline:
             mel = self._vocoder.flow(tokens, prompt, encoding.mel, encoding.speaker, seed=0, steps=2)
             self._vocoder.sound(mel, seed=0)
 
+    def close(self) -> None:
+        """Release the encoder's threads and the cache; the pipeline cannot be used afterwards."""
+        self._encoder.close()
+        self.cache.close()
+
     def _transcript(self, reference: Reference) -> str:
         limit = self.limits.max_transcript_characters
         return texts.clean(reference.text, what="The transcript of the reference", limit=limit)

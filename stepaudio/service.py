@@ -24,12 +24,11 @@ from stepaudio.report import GET_ENGINE, POST_PROCESS, cache_lines, request_bloc
 from stepaudio.settings import Settings
 from stepaudio.timing import StageTimer
 from stepaudio.types import Reference, SamplingParams, Synthesis, Task
-from stepaudio.voices import Voice, VoiceDraft, VoiceFolder, VoiceLimits, read_export
+from stepaudio.voices import Voice, VoiceDraft, VoiceFolder, read_export
 
 log = logging.getLogger(__name__)
 
 CLONE, EDIT, SAVE_VOICE = "Clone", "Edit", "Save voice"
-VOICES = "voices"
 DECODE_AUDIO = "Decode audio"
 LOOK_SECONDS = 0.2
 T = TypeVar("T")
@@ -122,10 +121,7 @@ class Service:
     def __init__(self, settings: Settings, load: Callable[[], Engine]) -> None:
         self.settings = settings
         self.queue = JobQueue(limit=settings.queue_limit)
-        self.voices = VoiceFolder(
-            settings.data_dir / VOICES,
-            VoiceLimits(settings.max_voices, settings.voices_megabytes * 2**20, settings.max_transcript_characters),
-        )
+        self.voices = VoiceFolder.of(settings)
         self._load = load
         self._engine: Engine | None = None
         self._failure: StepAudioError | None = None
@@ -247,7 +243,7 @@ class Service:
 
     def _reference(self, request: Request) -> tuple[LoadedReference, str]:
         """Return the sound of a request and its transcript, from a saved voice where one is named."""
-        limits = self._file_limits()
+        limits = FileLimits.of(self.settings)
         if not request.voice:
             return load_reference(request.audio, limits), request.transcript
         voice, audio = self.voices.load(request.voice)
@@ -258,17 +254,8 @@ class Service:
         """Encode and save one voice."""
         draft = self.voices.cleaned(draft)
         engine = self._get_engine(job)
-        waveform = load_reference(draft.audio, self._file_limits()).waveform
+        waveform = load_reference(draft.audio, FileLimits.of(self.settings)).waveform
         times = engine.pipeline.encode(waveform)
         voice = self.voices.save(draft, waveform)
         log.info("%s", "\n".join([*cache_lines(times), f"Saved the voice {voice.id}, {voice.seconds:.2f} s."]))
         return voice
-
-    def _file_limits(self) -> FileLimits:
-        settings = self.settings
-        return FileLimits(
-            max_bytes=settings.max_upload_bytes,
-            min_seconds=settings.min_reference_seconds,
-            max_seconds=settings.max_reference_seconds,
-            refuse_long=settings.long_reference == "refuse",
-        )

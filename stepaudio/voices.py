@@ -33,10 +33,13 @@ from stepaudio import text as texts
 from stepaudio.audiofile import encode_float_wav
 from stepaudio.cache.lock import FileLock
 from stepaudio.errors import Busy, InvalidInput, StepAudioError
+from stepaudio.files import write_whole
+from stepaudio.settings import Settings
 from stepaudio.types import Waveform
 
 log = logging.getLogger(__name__)
 
+VOICES = "voices"
 FORMAT_VERSION = 1
 NOTES, SOUND = "voice.json", "voice.wav"
 MAX_NAME, MAX_LANGUAGE, MAX_CONSENT = 80, 40, 500
@@ -92,6 +95,12 @@ class VoiceFolder:
         self.folder = folder
         self.limits = limits
         self._told: set[Path] = set()
+
+    @classmethod
+    def of(cls, settings: Settings) -> VoiceFolder:
+        """Return the folder that the settings name, within their limits."""
+        limits = VoiceLimits(settings.max_voices, settings.voices_megabytes * 2**20, settings.max_transcript_characters)
+        return cls(settings.data_dir / VOICES, limits)
 
     def cleaned(self, draft: VoiceDraft) -> VoiceDraft:
         """Return the draft with its texts as they will be saved; raises InvalidInput for one that cannot be."""
@@ -222,7 +231,7 @@ class VoiceFolder:
             with FileLock(self.folder / "lock", LOCK_SECONDS) as lock:
                 if lock.waited and not lock.held:
                     raise Busy("Another program is changing the saved voices; please try again in a minute.")
-                for left in self.folder.glob("*.tmp") if lock.held else ():
+                for left in self.folder.glob(".*.part") if lock.held else ():
                     left.unlink(missing_ok=True)
                 yield
         except OSError as error:
@@ -239,12 +248,7 @@ class VoiceFolder:
             )
 
     def _write(self, voice_id: str, data: bytes) -> None:
-        half = self.folder / f"{voice_id}.tmp"
-        with half.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(self._path(voice_id))
+        write_whole(self._path(voice_id), data)
 
 
 def read_export(data: bytes) -> VoiceDraft:

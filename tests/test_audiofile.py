@@ -192,7 +192,7 @@ def test_compressed_formats_sound_alike_and_last_as_long(name, seconds):
     read, rate = decoded(data, name)
     assert rate == 24000
     assert len(read) == pytest.approx(len(samples), abs=0.1 * 24000)
-    assert len(data) < 2 * len(samples) / 2 + 5000
+    assert len(data) < len(samples) + 10_000  # half of what 16-bit samples take, and a head
     # The two may be shifted by the codec's delay: the spectrum tells whether it is the same sound.
     if seconds >= 3:
         spectra = [np.abs(np.fft.rfft(part[: 2 * 24000])) for part in (samples, read)]

@@ -297,7 +297,7 @@ def test_a_killed_writer_leaves_whole_voices_only_and_blocks_nobody(folder, capl
     assert len(saved) >= 5
     for found in saved:
         assert len(load_reference(folder.load(found.id)[1], Limits()).waveform.samples) == 48000
-    (folder.folder / "0123456789abcdef.tmp").write_bytes(b"half a voice")
+    (folder.folder / ".0123456789abcdef.zip.part").write_bytes(b"half a voice")
     new = folder.save(draft("after"), WAVEFORM)
     assert len(folder.list()) == len(saved) + 1
     assert {path.suffix for path in folder.folder.iterdir()} == {".zip"}
