@@ -24,7 +24,7 @@ from stepaudio.report import GET_ENGINE, POST_PROCESS, cache_lines, request_bloc
 from stepaudio.settings import Settings
 from stepaudio.timing import StageTimer
 from stepaudio.types import Reference, SamplingParams, Synthesis, Task
-from stepaudio.voices import Voice, VoiceDraft, VoiceFolder, read_export
+from stepaudio.voices import Voice, VoiceDraft, VoiceFolder
 
 log = logging.getLogger(__name__)
 
@@ -163,12 +163,11 @@ class Service:
         return self._submit(request)
 
     def save_voice(self, draft: VoiceDraft) -> Job[Voice]:
-        """Queue the saving of a voice, and its encoding, so that its first request hits the cache. Raises Busy."""
-        return self._queue_up(SAVE_VOICE, lambda job: self._save(draft, job))
+        """Queue the saving of a voice, and its encoding, so that its first request hits the cache. Raises Busy.
 
-    def import_voice(self, data: bytes) -> Job[Voice]:
-        """Queue the saving of an exported voice, as a new one. Raises InvalidInput for another file, and Busy."""
-        return self.save_voice(read_export(data))
+        An exported voice is imported by saving what voices.read_export makes of it.
+        """
+        return self._queue_up(SAVE_VOICE, lambda job: self._save(draft, job))
 
     def close(self, drain_seconds: float = 5.0) -> None:
         """Take no more jobs, let the running one finish within the limit, release the engine."""

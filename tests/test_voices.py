@@ -351,7 +351,7 @@ def test_another_transcript_may_be_given_with_a_saved_voice(service):
 
 def test_an_imported_voice_is_new_and_its_first_clone_hits(service):
     saved = service.save_voice(draft(audio=WAV)).result(60)
-    copy = service.import_voice(service.voices.export(saved.id)).result(60)
+    copy = service.save_voice(read_export(service.voices.export(saved.id))).result(60)
     assert copy.id != saved.id
     service.voices.delete(saved.id)
     assert service.submit_clone(CloneRequest(voice=copy.id, text="a", **SHORT)).result(60).synthesis.cache_hit
@@ -371,7 +371,7 @@ def test_a_voice_that_cannot_be_saved_is_refused_and_logged(service, caplog, fie
 def test_an_imported_sound_is_checked_like_an_upload(service):
     silent = archive({NOTES: notes(), SOUND: encode_wav(Waveform(np.zeros(24000, np.float32), 24000))})
     with pytest.raises(InvalidInput, match="silent"):
-        service.import_voice(silent).result(60)
+        service.save_voice(read_export(silent)).result(60)
     assert service.voices.list() == ()
 
 
