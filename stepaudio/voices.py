@@ -52,7 +52,6 @@ _ID = re.compile(r"[0-9a-f]{16}")
 _FILE = re.compile(r"[0-9a-f]{16}\.zip")
 # What a ZIP file that is not ours makes zipfile and json raise.
 _DAMAGE = (InvalidInput, zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, RuntimeError, struct.error)
-_NOT_OURS = "The file is not a voice that stepaudio has exported: {reason}."
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ class VoiceFolder:
             raise InvalidInput(f"The voice has {len(data) / 2**20:.1f} MB; the limit is {MAX_VOICE_BYTES >> 20} MB.")
         with self._writing():
             self._check_room(len(data))
-            self._write(voice.id, data)
+            write_whole(self._path(voice.id), data)
         return voice
 
     def list(self) -> tuple[Voice, ...]:
@@ -183,7 +182,7 @@ class VoiceFolder:
         with self._writing():
             voice, wav = self.load(voice_id)
             voice = replace(voice, name=name)
-            self._write(voice.id, _pack(voice, wav))
+            write_whole(self._path(voice.id), _pack(voice, wav))
         return voice
 
     def delete(self, voice_id: str) -> None:
@@ -247,9 +246,6 @@ class VoiceFolder:
                 f"{self.limits.max_bytes / 2**20:.0f} MB in all; please remove one first."
             )
 
-    def _write(self, voice_id: str, data: bytes) -> None:
-        write_whole(self._path(voice_id), data)
-
 
 def read_export(data: bytes) -> VoiceDraft:
     """Return what an exported voice holds, to be saved anew; raises InvalidInput for anything else.
@@ -261,7 +257,7 @@ def read_export(data: bytes) -> VoiceDraft:
     try:
         notes, wav = _unpack(io.BytesIO(data), len(data), with_sound=True)
     except _DAMAGE as error:
-        raise InvalidInput(_NOT_OURS.format(reason=_reason(error))) from error
+        raise InvalidInput(f"The file is not a voice that stepaudio has exported: {_reason(error)}.") from error
     return VoiceDraft(wav, notes["name"], notes["transcript"], notes["language"], notes["consent"])
 
 

@@ -2,8 +2,9 @@
 
 The output folder gets ``000001.wav``, ... by the place of each line in the input, and ``manifest.jsonl`` with one
 record for each line that is done or has failed. A sound is written whole before its record is, so a line with a record
-has its file; a line without one is made again, into the same file. Lines that are done are told by the digest of all
-that they ask for: where the input or a flag changed, they are made anew.
+has its file; a line without one is made again, into the same file. Lines that are done are told by the digest of what
+they ask for (text, voice, transcript, seed, sampling, flow steps, --max-seconds, format): where that changed, they are
+made anew. Other weights are not noticed; they need another folder.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Batch:
         return self.folder / f"{line.number:06d}{FORMATS[self.format].suffix}"
 
     def key(self, line: Line) -> str:
-        """Return the digest of all that a line asks for."""
+        """Return the digest of what a line asks for."""
         asked = {
             "text": line.text,
             "voice": line.voice or hashlib.sha256(self.audio).hexdigest(),
