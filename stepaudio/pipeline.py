@@ -40,6 +40,7 @@ from stepaudio.types import (
     Task,
     Waveform,
 )
+from stepaudio.verbalise import Verbalise
 from stepaudio.vocoder.vocoder import Vocoder
 
 Progress = Callable[[str, float], None]
@@ -63,6 +64,20 @@ class Limits:
     max_output_seconds: float = 60.0
 
 
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """A request made ready: what the language model reads and may draw, the words that it is to speak, whose voice."""
+
+    ids: list[int]
+    prompt: SpeechTokens
+    encoding: ReferenceEncoding
+    times: EncodingTimes
+    words: str
+    sampling: SamplingParams
+    seed: int
+    max_tokens: int
+
+
 class Pipeline:
     """The loaded models and the cache, put together. Made by loading.py; one request at a time."""
 
@@ -75,6 +90,7 @@ class Pipeline:
         lm: SpeechLM,
         vocoder: Vocoder,
         limits: Limits,
+        verbalise: Verbalise = lambda text: text,
         synchronize: Callable[[], None] = lambda: None,
     ) -> None:
         self._encoder = encoder
@@ -83,6 +99,7 @@ class Pipeline:
         self._lm = lm
         self._vocoder = vocoder
         self.limits = limits
+        self._verbalise = verbalise
         self._synchronize = synchronize
 
     def timer(self) -> StageTimer:
@@ -109,20 +126,9 @@ class Pipeline:
         Raises InvalidInput for what the user can mend, GenerationError when no sound came out, Cancelled once
         ``should_stop`` returns True.
         """
-        words = texts.clean(text, what="The text", limit=self.limits.max_text_characters)
-        transcript = self._transcript(reference)
-        return self._synthesize(
-            reference.waveform,
-            lambda prompt: self._prompts.clone(transcript, prompt, words, reference.waveform),
-            words,
-            texts.seconds_cap(words),
-            sampling,
-            flow_steps=flow_steps,
-            max_seconds=max_seconds,
-            timer=timer or self.timer(),
-            progress=progress,
-            should_stop=should_stop,
-        )
+        timer = timer or self.timer()
+        order = self._prepare(reference, text, sampling, max_seconds, timer, progress)
+        return self._carry_out(order, flow_steps, timer, progress, should_stop)
 
     @torch.inference_mode()
     def edit(
@@ -155,24 +161,24 @@ class Pipeline:
         if not 1 <= passes <= MAX_PASSES:
             raise InvalidInput(f"The number of passes is {passes}; it must lie between 1 and {MAX_PASSES}.")
         target = self._new_text(spec, new_text)
+        spoken = self._verbalise(target) if target is not None else None
         transcript = self._transcript(reference) if spec.needs_transcript or reference.text.strip() else ""
         sampling = replace(sampling, seed=_seed(sampling))
         done: list[Synthesis] = []
         sound = reference.waveform
         for number in range(1, passes + 1):
             with timer.stage(f"Pass {number}") if passes > 1 else nullcontext():
-                made = self._synthesize(
+                order = self._order(
                     sound,
-                    partial(self._prompts.edit, task, transcript, target=target),
+                    partial(self._prompts.edit, task, self._verbalise(transcript), target=spoken),
                     target or transcript,
-                    spec.stretch * sound.seconds + texts.seconds_cap(target or ""),
+                    spec.stretch * sound.seconds + texts.seconds_cap(spoken or ""),
                     sampling,
-                    flow_steps=flow_steps,
-                    max_seconds=max_seconds,
-                    timer=timer,
-                    progress=progress,
-                    should_stop=should_stop,
+                    max_seconds,
+                    timer,
+                    progress,
                 )
+                made = self._carry_out(order, flow_steps, timer, progress, should_stop)
             done.append(made)
             sound, transcript = made.waveform, made.transcript
             if number < passes and sound.seconds < MIN_PASS_SECONDS:
@@ -213,21 +219,41 @@ class Pipeline:
             raise InvalidInput(f"The task {spec.name!r} takes no new text, but one was given.")
         return None
 
-    def _synthesize(
+    def _prepare(
+        self,
+        reference: Reference,
+        text: str,
+        sampling: SamplingParams,
+        max_seconds: float | None,
+        timer: StageTimer,
+        progress: Progress,
+    ) -> _Order:
+        """Return a clone made ready: texts checked, seed drawn, reference encoded."""
+        words = texts.clean(text, what="The text", limit=self.limits.max_text_characters)
+        spoken, transcript = self._verbalise(words), self._verbalise(self._transcript(reference))
+        return self._order(
+            reference.waveform,
+            lambda prompt: self._prompts.clone(transcript, prompt, spoken, reference.waveform),
+            words,
+            texts.seconds_cap(spoken),
+            sampling,
+            max_seconds,
+            timer,
+            progress,
+        )
+
+    def _order(
         self,
         waveform: Waveform,
         write_prompt: Callable[[SpeechTokens], list[int]],
         words: str,
         longest: float,
         sampling: SamplingParams,
-        *,
-        flow_steps: int,
         max_seconds: float | None,
         timer: StageTimer,
         progress: Progress,
-        should_stop: ShouldStop,
-    ) -> Synthesis:
-        """Return what the model answers to the prompt that ``write_prompt`` makes of the codes of ``waveform``.
+    ) -> _Order:
+        """Return a request made ready: the codes of ``waveform``, and the prompt that ``write_prompt`` makes of them.
 
         words: what will be spoken. longest: the most seconds that this may take.
         """
@@ -237,31 +263,34 @@ class Pipeline:
         prompt = interleave(encoding.linguistic, encoding.semantic)
         if prompt.groups == 0:
             raise InvalidInput("The reference is too short: it gives no speech codes.")
+        most = self._max_tokens(longest, sampling, max_seconds)
+        return _Order(write_prompt(prompt), prompt, encoding, times, words, sampling, seed, most)
 
+    def _carry_out(
+        self, order: _Order, flow_steps: int, timer: StageTimer, progress: Progress, should_stop: ShouldStop
+    ) -> Synthesis:
+        """Return what the language model and the vocoder make of an order, one after the other."""
         progress(LLM, 0.0)
         with timer.stage(LLM) as stage:
-            ids = write_prompt(prompt)
             generation = self._lm.generate(
-                ids,
-                sampling,
-                seed=seed,
-                max_tokens=self._max_tokens(longest, sampling, max_seconds),
+                order.ids,
+                order.sampling,
+                seed=order.seed,
+                max_tokens=order.max_tokens,
                 progress=lambda done, most: progress(LLM, done / most),
                 should_stop=should_stop,
             )
             speed = generation.new_ids / max(generation.decode_seconds, 1e-9)
             stage.note = f"prefill {generation.prefill_seconds:.3f}s, {generation.new_ids} tokens, {speed:.1f} tokens/s"
-
-        sound = self._speak(generation.tokens, prompt, encoding, seed, flow_steps, timer, progress, should_stop)
         return Synthesis(
-            waveform=sound,
+            waveform=self._speak(order, generation.tokens, flow_steps, timer, progress, should_stop),
             tokens=generation.tokens,
-            prompt_ids=tuple(ids),
+            prompt_ids=tuple(order.ids),
             timings=timer.finish(),
-            encoding=times,
-            seed=seed,
+            encoding=order.times,
+            seed=order.seed,
             stopped=generation.stopped,
-            transcript=words,
+            transcript=order.words,
         )
 
     def _encode(self, waveform: Waveform, timer: StageTimer) -> tuple[ReferenceEncoding, EncodingTimes]:
@@ -289,24 +318,22 @@ class Pipeline:
 
     def _speak(
         self,
+        order: _Order,
         tokens: SpeechTokens,
-        prompt: SpeechTokens,
-        encoding: ReferenceEncoding,
-        seed: int,
         flow_steps: int,
         timer: StageTimer,
         progress: Progress,
         should_stop: ShouldStop,
     ) -> Waveform:
-        """Return the sound of the tokens in the voice of the encoding."""
+        """Return the sound of the tokens in the voice of the order."""
         progress(FLOW, 0.0)
         with timer.stage(FLOW) as stage:
             mel = self._vocoder.flow(
                 tokens,
-                prompt,
-                encoding.mel,
-                encoding.speaker,
-                seed=seed,
+                order.prompt,
+                order.encoding.mel,
+                order.encoding.speaker,
+                seed=order.seed,
                 steps=flow_steps,
                 progress=lambda fraction: progress(FLOW, fraction),
                 should_stop=should_stop,
@@ -314,7 +341,7 @@ class Pipeline:
             stage.note = f"{flow_steps} steps"
         progress(VOCODER, 0.0)
         with timer.stage(VOCODER):
-            waveform = self._vocoder.sound(mel, seed=seed)
+            waveform = self._vocoder.sound(mel, seed=order.seed)
         progress(VOCODER, 1.0)
         return waveform
 

@@ -159,3 +159,16 @@ def test_each_of_several_passes_is_a_stage_and_a_single_one_is_not(pipeline, ref
     assert [child.name for child in made.timings.stages[1].children] == ["FunASR", "LLM", "Flow", "Vocoder", "other"]
     one = pipeline.edit(reference, Task("vad"), **SHORT)
     assert [stage.name for stage in one.timings.stages] == ["FunASR", "LLM", "Flow", "Vocoder"]
+
+
+def test_weights_that_want_words_get_them_and_the_transcript_stays_as_it_was_typed(pipeline, reference):
+    pipeline._verbalise = lambda text: text.replace("3", "three")
+    edit = Spy(pipeline._prompts, "edit")
+    made = pipeline.edit(
+        Reference(reference.waveform, "I am 3"), Task("paralinguistic"), new_text="I am [Sigh] 3", passes=2, **SHORT
+    )
+    assert [(call[0][1], call[1]["target"]) for call in edit.calls] == [
+        ("I am three", "I am [Sigh] three"),
+        ("I am [Sigh] three", "I am [Sigh] three"),
+    ]
+    assert made.transcript == "I am [Sigh] 3"

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from stepaudio.tokens import ROWS_PER_GROUP
-from stepaudio.vocoder.config import FlowConfig, read_config
+from stepaudio.vocoder.config import FlowConfig
 from stepaudio.vocoder.dit import BLOCK_ROWS, FINAL_ROWS, NORM_EPS, Block, DiT
 from stepaudio.vocoder.flow import Flow
 from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from training.acoustic import MELS
 from training.codes import ROW_FRAMES, SETS, Spoken, read_spoken
 from training.command import begin
-from training.hift import CONFIG
+from training.sizes import flow_config
 from training.texts import held_out
 from training.trainer import Plan, best_weights, run
 
@@ -43,7 +43,7 @@ SHORTEST, LONGEST = 25, 225
 STEP_ROWS = 12
 """Lengths are multiples of this."""
 
-BATCH_ROWS, STEPS, LEARNING_RATE = 2400, 20_000, 1e-3
+BATCH_ROWS, STEPS, LEARNING_RATE = 1200, 40_000, 1e-3
 DROPPED = 0.2
 SHIFTED, SHIFT = 0.5, 25
 """How often, and by how many frames at most at each end, a prompt's mel holds silence that its codes do not: the
@@ -53,7 +53,7 @@ OTHER_VOICE = 0.5
 """How often the speaker vector is that of another clip of the voice."""
 
 ROUGH_SHARE = 0.3
-ROUGH_STEPS = 1500
+ROUGH_STEPS = 2000
 """Steps at the beginning in which the rough mel alone is learned: a solver guided by noise would learn nothing."""
 
 MEL_MEAN, MEL_SPREAD = -6.0, 2.5
@@ -222,7 +222,7 @@ def train(work: Path, steps: int, first: Path | None) -> None:
     out = work / "flow"
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    model = Trainee(read_config(CONFIG).flow)
+    model = Trainee(flow_config())
     log.info("%.2f M parameters", sum(one.numel() for one in model.flow.parameters()) / 1e6)
     if first is not None:
         model.flow.load_state_dict(read_state(first / FLOW_NAME))
@@ -240,7 +240,7 @@ def train(work: Path, steps: int, first: Path | None) -> None:
 
 def load(out: Path) -> Flow:
     """Return the flow of the last checkpoint (its running average), to be used and not trained."""
-    model = Trainee(read_config(CONFIG).flow)
+    model = Trainee(flow_config())
     model.load_state_dict(best_weights(out / "checkpoint.pt"))
     return model.flow.eval()
 
