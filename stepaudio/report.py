@@ -36,8 +36,11 @@ def request_block(synthesis: Synthesis, *, waited: float = 0.0) -> str:
     ``waited`` is the time in the queue, in seconds; it is told, but is no part of the total. Where an edit of several
     passes would take more lines, the stages within stages are left out; JSON has them all.
     """
-    blocks = (_lines(synthesis, waited, depth) for depth in (2, 1, 0))
-    return "\n".join(next(lines for lines in blocks if len(lines) <= MOST_LINES))
+    for depth in (2, 1, 0):
+        lines = _lines(synthesis, waited, depth)
+        if len(lines) <= MOST_LINES:
+            break
+    return "\n".join(lines)
 
 
 def _lines(synthesis: Synthesis, waited: float, depth: int) -> list[str]:

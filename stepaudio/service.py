@@ -105,7 +105,7 @@ class EditRequest(Request):
 
 @dataclass(frozen=True, eq=False)
 class CloneResult:
-    """What came of it: the synthesis with the timings of the whole request, and the sound as a WAV file."""
+    """What came of a request, an edit too: the synthesis with the request's timings, and the sound as a WAV file."""
 
     synthesis: Synthesis
     wav: bytes
@@ -253,8 +253,9 @@ class Service:
         """Encode and save one voice."""
         draft = self.voices.cleaned(draft)
         engine = self._get_engine(job)
-        waveform = load_reference(draft.audio, FileLimits.of(self.settings)).waveform
-        times = engine.pipeline.encode(waveform)
-        voice = self.voices.save(draft, waveform)
-        log.info("%s", "\n".join([*cache_lines(times), f"Saved the voice {voice.id}, {voice.seconds:.2f} s."]))
+        loaded = load_reference(draft.audio, FileLimits.of(self.settings))
+        times = engine.pipeline.encode(loaded.waveform)
+        voice = self.voices.save(draft, loaded.waveform)
+        saved = f"Saved the voice {voice.id}, {voice.seconds:.2f} s."
+        log.info("%s", "\n".join([*cache_lines(times), *loaded.notices, saved]))
         return voice

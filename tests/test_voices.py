@@ -338,6 +338,13 @@ def test_the_first_clone_of_a_saved_voice_hits_the_cache(service, caplog):
     np.testing.assert_array_equal(made.waveform.samples, same.synthesis.waveform.samples)
 
 
+def test_what_is_cut_from_a_long_voice_is_told(service, caplog):
+    with caplog.at_level(logging.INFO, "stepaudio.service"):
+        saved = service.save_voice(draft(audio=encode_wav(voice(31.0, 8000)))).result(60)
+    assert saved.seconds == 30.0
+    assert "its first 30 s are used" in caplog.text
+
+
 def test_another_transcript_may_be_given_with_a_saved_voice(service):
     saved = service.save_voice(draft(audio=WAV)).result(60)
     ids = [
