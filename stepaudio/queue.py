@@ -75,6 +75,11 @@ class Job(Generic[T]):
         """How often state, position or progress have changed; see ``wait_for_change``."""
         return self._changes
 
+    @property
+    def error(self) -> BaseException | None:
+        """What the work raised, once the job is over; None where it raised nothing."""
+        return self._error
+
     def report(self, stage: str, fraction: float) -> None:
         """Called by the work: tell how far it is."""
         with self._line.changed:

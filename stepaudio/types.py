@@ -158,6 +158,7 @@ class Synthesis:
     """The result of one request.
 
     prompt_ids: what the language model read.   notices: sentences the user should see beside the sound.
+    transcript: the words of the sound, as far as they are known: with them it can be the next reference.
     """
 
     waveform: Waveform
@@ -168,6 +169,7 @@ class Synthesis:
     seed: int
     stopped: Stopped
     notices: tuple[str, ...] = ()
+    transcript: str = ""
 
     @property
     def cache_hit(self) -> bool:

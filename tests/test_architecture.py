@@ -16,17 +16,20 @@ PACKAGE = ROOT / "stepaudio"
 # A module may import from lower layers and from its own package. A package counts as one name.
 LAYERS = [
     {"types", "errors", "torchaudio_compat"},
-    {"audio", "features", "tokens", "tasks", "timing", "device", "settings", "log", "text", "verbalise", "audiofile"},
+    {"audio", "features", "tokens", "tasks", "timing", "device", "settings", "log", "text", "verbalise"},
+    {"audiofile", "files"},
     {"prompts", "cache", "encoder", "llm", "vocoder", "report", "tiny", "hub", "transfer"},
     {"snapshot"},
     {"download"},
     {"pipeline", "weights"},
     {"loading"},
+    {"library"},
     {"queue"},
+    {"voices"},
     {"service", "bench", "doctor", "export_encoder"},
     {"web"},
     {"api"},
-    {"server"},
+    {"server", "commands"},
     {"cli"},
     {"__init__", "__main__"},
 ]
