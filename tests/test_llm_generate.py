@@ -177,6 +177,27 @@ def test_progress_rises_to_what_was_drawn(tmp_path: Path) -> None:
     assert heard == [(10, 25), (20, 25), (25, 25)]
 
 
+@pytest.mark.parametrize("look_every", [1, 3, 10, 1000])
+def test_numbers_are_heard_while_they_are_drawn(tmp_path: Path, look_every: int) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(3.0)
+    stops = set()
+    for seed in range(5):
+        heard: list[np.ndarray] = []
+        result = tiny.lm(look_every).generate(
+            PROMPT, SamplingParams(), seed=seed, max_tokens=203, on_numbers=heard.append
+        )
+        numbers = np.concatenate(heard)
+        whole = 5 * result.tokens.groups
+        assert numbers.dtype == np.int64
+        assert np.array_equal(numbers[:whole], result.tokens.numbers)
+        assert len(numbers) == result.new_ids - (result.stopped == "end")
+        assert all(len(part) == look_every for part in heard[:-1])
+        assert 0 < len(heard[-1]) <= look_every
+        stops.add(result.stopped)
+    assert "end" in stops
+
+
 def test_prompts_and_caps_out_of_range_are_refused_with_value_and_limit(tiny: Tiny) -> None:
     lm = tiny.lm()
     with pytest.raises(InvalidInput, match="prompt is 8188 ids long; the model takes 1 to 8187"):

@@ -21,7 +21,7 @@ from stepaudio.llm import sampling
 from stepaudio.llm.attention import KeyValueCache
 from stepaudio.llm.network import Decoder
 from stepaudio.tokens import GROUP, SpeechVocabulary, cut_to_groups
-from stepaudio.types import SamplingParams, SpeechTokens, Stopped
+from stepaudio.types import IntArray, SamplingParams, SpeechTokens, Stopped
 
 _LOOK_EVERY_ON_CPU = 1
 _LOOK_EVERY_ELSEWHERE = 2 * GROUP
@@ -87,12 +87,15 @@ class SpeechLM:
         max_tokens: int,
         progress: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        on_numbers: Callable[[IntArray], None] | None = None,
     ) -> Generation:
         """Return the speech that follows ``prompt_ids``, in whole groups, at least one.
 
         ``seed`` and ``max_tokens`` are taken as given here; those of ``params`` are the caller's to resolve. At
         most ``max_tokens`` ids are drawn, fewer where the model's longest sequence is reached first. ``progress``
-        hears (ids so far, ids at most).
+        hears (ids so far, ids at most). ``on_numbers`` receives, while drawing goes on, the numbers int64 (n,) that
+        are new since its last call: all in order, without the end, but with a ragged last group, if there is one,
+        which the result leaves out.
         Raises InvalidInput for values out of range and a prompt that is too long, GenerationError when the model
         computes no numbers, Cancelled soon after ``should_stop`` says so.
         """
@@ -102,7 +105,7 @@ class SpeechLM:
         started = time.perf_counter()
         run = self._prefill(prompt_ids, limit, seed)
         prefilled = time.perf_counter()
-        new = self._decode(run, params, limit, progress, should_stop)
+        new = self._decode(run, params, limit, progress, should_stop, on_numbers)
         decoded = time.perf_counter()
         ended = new[-1] == self._vocabulary.end
         speech = new[:-1] if ended else new
@@ -151,6 +154,7 @@ class SpeechLM:
         limit: int,
         progress: Callable[[int, int], None] | None,
         should_stop: Callable[[], bool] | None,
+        on_numbers: Callable[[IntArray], None] | None,
     ) -> list[int]:
         """Return the ids drawn: up to ``limit`` of them, or up to and including the end."""
         prompt = run.length
@@ -161,10 +165,14 @@ class SpeechLM:
                 _stop_if_wished(should_stop)
                 seen = len(new)
                 new += run.ids[0, prompt + seen : run.length].tolist()
+                ended = self._vocabulary.end in new[seen:]
+                end = new.index(self._vocabulary.end, seen) if ended else len(new)
+                if on_numbers is not None and end > seen:
+                    on_numbers(self._vocabulary.numbers(new[seen:end]))
                 if progress is not None:
                     progress(len(new), limit)
-                if self._vocabulary.end in new[seen:]:
-                    return new[: new.index(self._vocabulary.end, seen) + 1]
+                if ended:
+                    return new[: end + 1]
             if drawn < limit:
                 self._advance(run)
         return new
