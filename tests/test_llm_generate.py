@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from stepaudio.errors import Cancelled, GenerationError, InvalidInput
 from stepaudio.llm.generate import Generation, SpeechLM
 from stepaudio.llm.loading import load_step1
 from stepaudio.llm.model import Step1ForCausalLM
+from stepaudio.llm.network import Decoder
+from stepaudio.llm.step import Step
 from stepaudio.prompts import SpeechTokenizer
 from stepaudio.tiny.llm import write_llm
 from stepaudio.tokens import SpeechVocabulary, obeys_cycle
@@ -34,18 +37,16 @@ class Tiny:
         return SpeechLM(self.model, self.vocabulary, look_every=look_every)
 
     def favour_end(self, at: float) -> None:
-        """Make the end's logit a constant, by way of a direction that every state is given."""
-        decoder = self.model.model
-        decoder.norm.weight.data[0] = 0.0
+        """Give the end a logit near ``at``, by way of a component that every state has and no layer reads or writes."""
+        decoder, carried = self.model.model, 1e-3
+        decoder.embed_tokens.weight.data[:, 0] = carried
+        for layer in decoder.layers:
+            layer.self_attn.o_proj.weight.data[0] = layer.mlp.down_proj.weight.data[0] = 0.0
+            layer.input_layernorm.weight.data[0] = layer.post_attention_layernorm.weight.data[0] = 0.0
+        decoder.norm.weight.data[0] = 1 / carried
+        self.model.lm_head.weight.data[:, 0] = 0.0
         self.model.lm_head.weight.data[self.vocabulary.end] = 0.0
-        decoder.norm.register_forward_hook(lambda module, inputs, output: output + self.direction(output))
         self.model.lm_head.weight.data[self.vocabulary.end, 0] = at
-
-    @staticmethod
-    def direction(like: torch.Tensor) -> torch.Tensor:
-        unit = torch.zeros_like(like)
-        unit[..., 0] = 1.0
-        return unit
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +246,84 @@ def test_warm_runs_without_a_trace(tiny: Tiny) -> None:
     before = generate(lm, 5).tokens.numbers
     lm.warm()
     assert np.array_equal(generate(lm, 5).tokens.numbers, before)
+
+
+def different_prompts(count: int) -> list[list[int]]:
+    """Prompts of 7, 40, 73, ... ids: the first one shorter than the window of the repetition rule."""
+    generator = torch.Generator().manual_seed(4)
+    return [torch.randint(330, 5000, (7 + 33 * n,), generator=generator).tolist() for n in range(count)]
+
+
+@pytest.mark.parametrize("params", [GREEDY, SamplingParams(), SamplingParams(temperature=1.5, top_k=0, top_p=0.9)])
+@pytest.mark.parametrize("look_every", [1, 7])
+def test_a_batch_speaks_what_each_prompt_alone_would(tmp_path: Path, params: SamplingParams, look_every: int) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(2.5)
+    lm = tiny.lm(look_every)
+    prompts, seeds, caps = different_prompts(6), [3, 1, 4, 1, 5, 9], [200, 20, 63, 200, 5, 150]
+    together = lm.generate_many(prompts, params, seeds=seeds, max_tokens=caps)
+    stops = set()
+    for prompt, seed, cap, result in zip(prompts, seeds, caps, together, strict=True):
+        alone = lm.generate(prompt, params, seed=seed, max_tokens=cap)
+        assert result.tokens.numbers.tolist() == alone.tokens.numbers.tolist()
+        assert (result.new_ids, result.stopped) == (alone.new_ids, alone.stopped)
+        stops.add(result.stopped)
+    assert stops == ({"length"} if params == GREEDY else {"end", "length"})
+
+
+def test_rows_that_have_ended_are_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(-1e4)
+    lm, rows = tiny.lm(), []
+    run = Step.run
+    monkeypatch.setattr(
+        Step, "run", lambda step, keys, choice: (rows.append(len(step._newest)), run(step, keys, choice))
+    )
+    lm.generate_many(different_prompts(3), SamplingParams(), seeds=[0, 1, 2], max_tokens=[10, 5, 20])
+    assert rows == [3] * 4 + [2] * 5 + [1] * 10
+
+
+def test_takes_of_one_prompt_read_it_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny.lm()
+    alone = [generate(lm, seed).tokens.numbers.tolist() for seed in range(4)]
+    read: list[int] = []
+    forward = Decoder.forward
+    monkeypatch.setattr(
+        Decoder, "forward", lambda decoder, ids, **rest: (read.append(ids.shape[1]), forward(decoder, ids, **rest))[1]
+    )
+    takes = lm.generate_many([PROMPT] * 4, SamplingParams(), seeds=range(4), max_tokens=[60] * 4)
+    assert [take.tokens.numbers.tolist() for take in takes] == alone
+    assert len({tuple(numbers) for numbers in alone}) == 4
+    assert read == [len(PROMPT)]
+
+
+def test_a_batch_tells_whose_numbers_it_has_drawn(tmp_path: Path) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(2.5)
+    heard: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    progress: list[tuple[int, int]] = []
+    results = tiny.lm(4).generate_many(
+        different_prompts(3),
+        SamplingParams(),
+        seeds=[5, 6, 7],
+        max_tokens=[50, 100, 150],
+        on_numbers=lambda request, numbers: heard[request].extend(numbers.tolist()),
+        progress=lambda done, most: progress.append((done, most)),
+    )
+    assert [heard[n] for n in range(3)] == [result.tokens.numbers.tolist() for result in results]
+    assert progress == sorted(progress)
+    assert progress[-1] == (sum(len(numbers) for numbers in heard.values()), 300)
+
+
+def test_an_empty_batch_is_no_work_and_lists_of_other_lengths_are_refused(tiny: Tiny) -> None:
+    assert tiny.lm().generate_many([], SamplingParams(), seeds=[], max_tokens=[]) == []
+    with pytest.raises(ValueError, match="shorter"):
+        tiny.lm().generate_many([PROMPT] * 2, SamplingParams(), seeds=[1], max_tokens=[10, 10])
+
+
+def test_requests_of_several_threads_do_not_meet(tiny: Tiny) -> None:
+    lm = tiny.lm()
+    alone = [generate(lm, seed).tokens.numbers.tolist() for seed in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda seed: generate(lm, seed).tokens.numbers.tolist(), range(6)))
+    assert together == alone
