@@ -124,6 +124,7 @@ class Pipeline:
                 sampling,
                 seed=seed,
                 max_tokens=self._max_tokens(words, sampling, max_seconds),
+                shared=self._prompts.shared(ids),
                 progress=lambda done, most: progress(LLM, done / most),
                 should_stop=should_stop,
             )

@@ -14,7 +14,7 @@ from stepaudio.llm.generate import Generation, SpeechLM
 from stepaudio.llm.loading import load_step1
 from stepaudio.llm.model import Step1ForCausalLM
 from stepaudio.llm.network import Decoder
-from stepaudio.llm.step import Step
+from stepaudio.llm.step import DecodeState, Step
 from stepaudio.prompts import SpeechTokenizer
 from stepaudio.tiny.llm import write_llm
 from stepaudio.tokens import SpeechVocabulary, obeys_cycle
@@ -286,15 +286,11 @@ def test_rows_that_have_ended_are_not_computed(tmp_path: Path, monkeypatch: pyte
 def test_takes_of_one_prompt_read_it_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny.lm()
     alone = [generate(lm, seed).tokens.numbers.tolist() for seed in range(4)]
-    read: list[int] = []
-    forward = Decoder.forward
-    monkeypatch.setattr(
-        Decoder, "forward", lambda decoder, ids, **rest: (read.append(ids.shape[1]), forward(decoder, ids, **rest))[1]
-    )
+    read = recorded_reads(monkeypatch)
     takes = lm.generate_many([PROMPT] * 4, SamplingParams(), seeds=range(4), max_tokens=[60] * 4)
     assert [take.tokens.numbers.tolist() for take in takes] == alone
     assert len({tuple(numbers) for numbers in alone}) == 4
-    assert read == [len(PROMPT)]
+    assert read == [(0, len(PROMPT))]
 
 
 def test_a_batch_tells_whose_numbers_it_has_drawn(tmp_path: Path) -> None:
@@ -327,3 +323,72 @@ def test_requests_of_several_threads_do_not_meet(tiny: Tiny) -> None:
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(lambda seed: generate(lm, seed).tokens.numbers.tolist(), range(6)))
     assert together == alone
+
+
+def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What the decoder will be given to read: (first position, how many)."""
+    read: list[tuple[int, int]] = []
+    forward = Decoder.forward
+
+    def reading(decoder: Decoder, ids: torch.Tensor, **rest: int) -> torch.Tensor:
+        read.append((rest.get("start", 0), ids.shape[1]))
+        return forward(decoder, ids, **rest)
+
+    monkeypatch.setattr(Decoder, "forward", reading)
+    return read
+
+
+def states(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What the decoder leaves after a prompt: the state and the cache, bit by bit."""
+    seen: list[torch.Tensor] = []
+    begin = DecodeState.begin
+
+    def beginning(state: DecodeState, row: int, prompt: list[int], hidden: torch.Tensor, rest: torch.Tensor) -> None:
+        seen.append(torch.cat([hidden, state.cache.row(row).first(len(prompt)).reshape(-1)]).clone())
+        begin(state, row, prompt, hidden, rest)
+
+    monkeypatch.setattr(DecodeState, "begin", beginning)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [1, 30, 59])
+def test_a_kept_beginning_gives_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: int, dtype: torch.dtype
+) -> None:
+    """The first request misses, the second hits, and a model that keeps nothing reads in the same two blocks."""
+    tiny = Tiny(tmp_path, 1, dtype)
+    keeping = SpeechLM(tiny.model, tiny.vocabulary, prefix_bytes=2**24)
+    read, seen = recorded_reads(monkeypatch), states(monkeypatch)
+    results = [
+        lm.generate(PROMPT, SamplingParams(), seed=3, max_tokens=100, shared=shared).tokens.numbers.tolist()
+        for lm in (keeping, keeping, tiny.lm())
+    ]
+    blocks = [(0, shared), (shared, len(PROMPT) - shared)]
+    assert read == [*blocks, blocks[1], *blocks]
+    assert results[0] == results[1] == results[2]
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
+
+
+def test_a_shared_beginning_changes_only_the_last_bits(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny.lm()
+    seen = states(monkeypatch)
+    greedy = [lm.generate(PROMPT, GREEDY, seed=0, max_tokens=100, shared=n).tokens.numbers.tolist() for n in (0, 30)]
+    assert greedy[0] == greedy[1]
+    torch.testing.assert_close(seen[0], seen[1], atol=1e-5, rtol=0)
+
+
+def test_only_equal_ids_share_a_beginning(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = SpeechLM(tiny.model, tiny.vocabulary, prefix_bytes=2**24)
+    other = [PROMPT[0] + 1, *PROMPT[1:]]
+    longer = [*PROMPT[:30], *range(800, 850)]
+    alone = [
+        tiny.lm().generate(p, GREEDY, seed=0, max_tokens=50, shared=30).tokens.numbers.tolist() for p in (other, longer)
+    ]
+    read = recorded_reads(monkeypatch)
+    lm.generate(PROMPT, GREEDY, seed=0, max_tokens=50, shared=30)
+    together = lm.generate_many([other, longer], GREEDY, seeds=[0, 0], max_tokens=[50, 50], shared=[30, 30])
+    assert read == [(0, 30), (30, 30), (0, 30), (30, 30), (30, 50)]
+    assert [result.tokens.numbers.tolist() for result in together] == alone
+    assert lm.generate([PROMPT[0]], GREEDY, seed=0, max_tokens=5, shared=9).tokens.groups == 1

@@ -107,6 +107,17 @@ def test_a_step_allocates_nothing(lengths: list[int], params: SamplingParams) ->
     assert allocations(lambda: bench.draw(15)) == []
 
 
+def test_top_p_allocates_for_its_sorting_alone() -> None:
+    bench = Bench([30, 8], SamplingParams(top_p=0.8))
+    bench.draw(11)
+    sorting = torch.zeros(2, 60), torch.zeros(2, 60, dtype=torch.int64)
+    for _ in range(5):
+        columns = len(bench.head.choices[bench.head.choice(bench.drawn)].ids)
+        x, room = torch.rand(2, columns), tuple(part[:, :columns].contiguous() for part in sorting)
+        alone = allocations(lambda x=x, room=room: torch.sort(x, dim=-1, descending=True, out=room))
+        assert allocations(lambda: bench.draw(1)) == alone
+
+
 class Watch(TorchDispatchMode):
     """Notes the operations that pass."""
 

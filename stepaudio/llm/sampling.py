@@ -29,7 +29,7 @@ _NOT_LEGAL = float("-inf")
 
 
 class Drawer:
-    """Draws the next id of each of B sequences. It works in place: nothing is allocated while drawing.
+    """Draws the next id of each of B sequences. It works in place: only top_p's sorting allocates while drawing.
 
     logits: float32 (B, n), to be filled by the caller, then altered by every method.
     recent: int64 (B, 10), the newest ids, prompt included, newest last; UNKNOWN_ID at the left where there are fewer.
@@ -63,6 +63,7 @@ class Drawer:
         sorting = columns if params.top_p < 1.0 else 0
         self._ordered = room(sorting), room(sorting, torch.int64)
         self._share, self._before, self._drop = room(sorting), room(sorting), room(sorting, torch.bool)
+        self._drop_first = self._drop[:, :1]
 
         self._probability = room(columns)
         self._mass = room(columns, torch.float64)
@@ -121,7 +122,7 @@ class Drawer:
         # An id stays while those before it have not filled top_p; so the first one always stays.
         torch.cumsum(self._share, -1, out=self._before).sub_(self._share)
         torch.ge(self._before, self._top_p, out=self._drop)
-        self._drop[:, 0] = False
+        self._drop_first.zero_()
         self._mask.scatter_(-1, places, self._drop)
         self.logits.masked_fill_(self._mask, _NOT_LEGAL)
 

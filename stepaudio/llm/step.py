@@ -3,7 +3,8 @@
 The step computes what network.Decoder computes for one more position, and then draws. It differs in how: all room is
 allocated once in a DecodeState, every operation writes into it, and what depends on how far the sequences have come
 lies in tensors, never in Python. So nothing waits for the device, and a CUDA graph can hold the step (graphs.py);
-run as it is, on a CPU, it costs little more than its matrix products.
+run as it is, on a CPU, it costs little more than its matrix products. (Some libraries take memory of their own for
+a product: oneDNN does in bfloat16. So does top_p for its sorting.)
 
 Attention is two batched products around a softmax. Plain Flash Attention 2 cannot serve: its only bias is ALiBi's,
 linear in the distance, and this model's grows with the root. A fused kernel that takes any bias would read a step's
