@@ -67,7 +67,7 @@ def test_a_row_of_the_bias_is_the_same_at_every_start() -> None:
 
 
 def test_the_cache_returns_what_was_written_and_zeros_elsewhere() -> None:
-    cache = KeyValueCache(layers=2, batch=1, groups=2, head_size=4, capacity=300, device=CPU)
+    cache = KeyValueCache.empty(layers=2, batch=1, groups=2, head_size=4, capacity=300, device=CPU)
     assert cache.capacity == 384
     key, value = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
     keys, values = cache.write(1, torch.tensor([5, 6, 7]), key, value, 10)
@@ -80,7 +80,7 @@ def test_the_cache_returns_what_was_written_and_zeros_elsewhere() -> None:
 
 
 def test_a_row_of_the_cache_is_a_view_and_begins_with_what_another_holds() -> None:
-    cache = KeyValueCache(layers=2, batch=3, groups=2, head_size=4, capacity=10, device=CPU)
+    cache = KeyValueCache.empty(layers=2, batch=3, groups=2, head_size=4, capacity=10, device=CPU)
     key, value = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4)
     cache.row(1).write(1, torch.arange(6), key, value, 6)
     assert torch.equal(cache.cells[1, 0, 1:2, :, :6], key)

@@ -28,12 +28,12 @@ def test_the_least_recently_used_goes_and_the_bound_holds() -> None:
     store.put([2], cells(2.0))
     assert store.get([1]) is not None
     store.put([3], cells(3.0))
-    assert store.bytes == 800
+    assert store._bytes() == 800
     assert store.get([2]) is None
     assert store.get([1])[0] == 1.0
     assert store.get([3])[0] == 3.0
     store.put([3], cells(3.0, 900))
-    assert store.bytes == 900
+    assert store._bytes() == 900
 
 
 def test_what_is_too_large_is_not_kept_and_pushes_nothing_out() -> None:
@@ -44,7 +44,7 @@ def test_what_is_too_large_is_not_kept_and_pushes_nothing_out() -> None:
     assert store.get([1]) is not None
     nothing = PrefixStore(0)
     nothing.put([1], cells(1.0, 4))
-    assert nothing.bytes == 0
+    assert nothing._bytes() == 0
 
 
 def test_threads_share_it_within_its_bound() -> None:
@@ -57,4 +57,4 @@ def test_threads_share_it_within_its_bound() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(2000)))
-    assert 0 < store.bytes <= 2000
+    assert 0 < store._bytes() <= 2000

@@ -37,17 +37,23 @@ def score_bias(slope: Tensor, queries: Tensor, keys: int) -> Tensor:
 
 
 class KeyValueCache:
-    """Keys and values of every layer for ``batch`` sequences, allocated once for ``capacity`` positions or a few more.
+    """Keys and values of every layer: ``cells`` float32 (layers, 2, B, G, capacity, d), keys before values.
 
-    cells: float32 (layers, 2, B, G, capacity, d), keys before values. Float32 whatever the network's precision: the
-    scores and their bias are computed in float32, and converting once, when a position is written, is cheaper than
-    at every step.
+    Float32 whatever the network's precision: the scores and their bias are computed in float32, and converting once,
+    when a position is written, is cheaper than at every step.
     """
 
-    def __init__(self, layers: int, batch: int, groups: int, head_size: int, capacity: int, device: torch.device):
-        shape = (layers, 2, batch, groups, self.rounded(capacity), head_size)
+    def __init__(self, cells: Tensor) -> None:
+        self.cells = cells
+
+    @classmethod
+    def empty(
+        cls, layers: int, batch: int, groups: int, head_size: int, capacity: int, device: torch.device
+    ) -> KeyValueCache:
+        """Return a cache for ``batch`` sequences of ``capacity`` positions, or a few more."""
+        shape = (layers, 2, batch, groups, cls.rounded(capacity), head_size)
         # Zeros, not empty: masked positions are multiplied by 0, and 0 * NaN would be NaN.
-        self.cells = torch.zeros(shape, dtype=torch.float32, device=device)
+        return cls(torch.zeros(shape, dtype=torch.float32, device=device))
 
     @property
     def capacity(self) -> int:
@@ -61,9 +67,7 @@ class KeyValueCache:
 
     def row(self, number: int) -> KeyValueCache:
         """Return the cache of one sequence: a view, so what is written there stands here."""
-        view = object.__new__(KeyValueCache)
-        view.cells = self.cells[:, :, number : number + 1]
-        return view
+        return KeyValueCache(self.cells[:, :, number : number + 1])
 
     def first(self, length: int) -> Tensor:
         """Return the first ``length`` positions, a view float32 (layers, 2, B, G, length, d)."""

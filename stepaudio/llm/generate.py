@@ -1,8 +1,8 @@
 """The language model at work: prompt ids in, speech tokens out. It knows nothing of text.
 
-1. prefill     all prompt ids at once into a cache with room for all that this request can draw
-2. decode      one id per step: the legal rows of the head, repetition rule, draw, feed back
-3. look        every few steps the new ids are read from the device: end, progress, stop wishes
+1. prefill     each prompt goes into its row of the cache: what was read before is copied, the rest is read at once
+2. decode      one id of every row per step (step.py): head, repetition rule, draw, feed back
+3. look        every few steps the new ids are read from the device: ends, progress, stop wishes; ended rows leave
 4. cut         whole groups of five become SpeechTokens
 """
 
@@ -196,7 +196,7 @@ class SpeechLM:
         generate() but for rounding: products of several rows add up in another order, so that once in millions of
         draws another id may win. ``progress`` hears the sums over all requests, ``on_numbers`` also the number of
         the request. The seconds of a Generation run until its own end; its prefill is that of all.
-        Raises as generate() does, for all requests at once.
+        Raises as generate() does, for all requests at once, and ValueError for lists of other lengths.
         """
         told = zip(prompts, seeds, max_tokens, [0] * len(prompts) if shared is None else shared, strict=True)
         requests = [_Request(number, tuple(prompt), *rest) for number, (prompt, *rest) in enumerate(told)]

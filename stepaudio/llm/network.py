@@ -103,7 +103,7 @@ class Decoder(nn.Module):
         """Return an empty cache for ``capacity`` positions."""
         size = self.size
         head_size = size.hidden // size.heads
-        return KeyValueCache(size.layers, batch, size.groups, head_size, capacity, self.device)
+        return KeyValueCache.empty(size.layers, batch, size.groups, head_size, capacity, self.device)
 
     def forward(
         self,

@@ -20,12 +20,6 @@ class PrefixStore:
         self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
-    @property
-    def bytes(self) -> int:
-        """Return how much is kept."""
-        with self._lock:
-            return self._bytes()
-
     def get(self, ids: Sequence[int]) -> Tensor | None:
         """Return the cells of exactly these ids, or None."""
         key = tuple(ids)

@@ -7,8 +7,9 @@ run as it is, on a CPU, it costs little more than its matrix products. (Some lib
 a product: oneDNN does in bfloat16. So does top_p for its sorting.)
 
 Attention is two batched products around a softmax. Plain Flash Attention 2 cannot serve: its only bias is ALiBi's,
-linear in the distance, and this model's grows with the root. A fused kernel that takes any bias would read a step's
-single row of scores no faster.
+linear in the distance, and this model's grows with the square root. The fused kernels that take any bias
+(scaled_dot_product_attention, which reads the prompts) return new tensors; for the single query of a step the two
+products, written where they are told to, keep what a graph needs, and take no longer.
 
 Letters as in attention.py, and: D hidden size, I intermediate size, n ids that are legal.
 """
@@ -87,7 +88,7 @@ class DecodeState:
         """capacity: the most positions (prompt and new ids) of a row."""
         size, dtype, device = weights.size, weights.embedding.dtype, weights.embedding.device
         head_size = size.hidden // size.heads
-        self.cache = KeyValueCache(size.layers, batch, size.groups, head_size, capacity, device)
+        self.cache = KeyValueCache.empty(size.layers, batch, size.groups, head_size, capacity, device)
         self.batch, self.capacity = batch, self.cache.capacity
         width = self.capacity
 
