@@ -147,8 +147,9 @@ def _conditions(args: argparse.Namespace) -> dict[str, Any]:
 
     from stepaudio.device import cpu_count
 
+    flags = f"--sizes {' '.join(args.sizes)} --threads {' '.join(map(str, args.threads))}"
     return {
-        "command": f"python -m stepaudio bench decode --runs {args.runs} --ids {args.ids}",
+        "command": f"python -m stepaudio bench decode {flags} --ids {args.ids} --runs {args.runs}",
         "commit": commit(),
         "cpu": cpu_model(),
         "cores": cpu_count(),
