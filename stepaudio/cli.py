@@ -110,6 +110,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     bench_encode.add_arguments(encode)
     encode.set_defaults(run=lambda parsed, settings: bench_encode.run(parsed))
+    decode = benches.add_parser("decode", help="the language model: plain decoding against the step; takes; prefixes")
+    from stepaudio.bench import decode as bench_decode
+
+    bench_decode.add_arguments(decode)
+    decode.set_defaults(run=lambda parsed, settings: bench_decode.run(parsed))
     return parser
 
 

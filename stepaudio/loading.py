@@ -123,7 +123,13 @@ def load_language_model(weights: WeightsFolder, settings: Settings, runtime: Run
     tokenizer = SpeechTokenizer.load(weights.editx / TOKENIZER_MODEL)
     prompts = PromptBuilder(tokenizer, layout_of(weights.editx), markers=settings.prompt_markers)
     model = load_step1(weights.editx, runtime.device, runtime.dtype)
-    return prompts, SpeechLM(model, tokenizer.vocabulary)
+    lm = SpeechLM(
+        model,
+        tokenizer.vocabulary,
+        prefix_bytes=settings.prefix_megabytes * 2**20,
+        cuda_graphs=settings.cuda_graphs,
+    )
+    return prompts, lm
 
 
 def mel_config(weights: WeightsFolder) -> MelConfig:

@@ -277,6 +277,7 @@ class Pipeline:
                 order.sampling,
                 seed=order.seed,
                 max_tokens=order.max_tokens,
+                shared=self._prompts.shared(order.ids),
                 progress=lambda done, most: progress(LLM, done / most),
                 should_stop=should_stop,
             )

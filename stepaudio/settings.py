@@ -54,6 +54,12 @@ class Settings(BaseSettings):
         "torch", description="what computes the linguistic codes; onnx and onnx-int8 run what export-encoder wrote"
     )
     linguistic_onnx_dir: str = Field("", description="folder of the exported encoder; empty: the FunASR folder")
+    cuda_graphs: bool = Field(True, description="a GPU replays the language model's steps as CUDA graphs")
+    prefix_megabytes: int = Field(
+        256,
+        ge=0,
+        description="memory for the beginnings of prompts (one a voice and transcript); 0: read anew each time",
+    )
     threads: int = Field(0, ge=0, description="CPU threads; 0: one for each core this process may use")
 
     max_upload_megabytes: int = Field(50, ge=1, description="largest reference file")
