@@ -22,6 +22,7 @@ from stepaudio.llm.loading import load_step1
 from stepaudio.pipeline import Limits, Pipeline
 from stepaudio.prompts import PromptBuilder, SpeechTokenizer, layout_of
 from stepaudio.settings import Settings
+from stepaudio.verbalise import verbaliser
 from stepaudio.vocoder.config import read_config
 from stepaudio.vocoder.vocoder import load_vocoder
 from stepaudio.weights import WeightsFolder
@@ -68,6 +69,7 @@ def load_engine(weights: WeightsFolder, settings: Settings, runtime: Runtime) ->
         lm=lm,
         vocoder=vocoder,
         limits=Limits(settings.max_text_characters, settings.max_transcript_characters, longest),
+        verbalise=verbaliser(weights.card.verbalise),
         synchronize=runtime.synchronize,
     )
     return Engine(pipeline, encoder, weights, runtime, _summary(runtime, encoder, choice))

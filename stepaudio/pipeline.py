@@ -35,6 +35,7 @@ from stepaudio.types import (
     Synthesis,
     Waveform,
 )
+from stepaudio.verbalise import Verbalise
 from stepaudio.vocoder.vocoder import Vocoder
 
 Progress = Callable[[str, float], None]
@@ -67,6 +68,7 @@ class Pipeline:
         lm: SpeechLM,
         vocoder: Vocoder,
         limits: Limits,
+        verbalise: Verbalise = lambda text: text,
         synchronize: Callable[[], None] = lambda: None,
     ) -> None:
         self._encoder = encoder
@@ -75,6 +77,7 @@ class Pipeline:
         self._lm = lm
         self._vocoder = vocoder
         self.limits = limits
+        self._verbalise = verbalise
         self._synchronize = synchronize
 
     def timer(self) -> StageTimer:
@@ -102,9 +105,10 @@ class Pipeline:
         ``should_stop`` returns True.
         """
         timer = timer or self.timer()
-        words = texts.clean(text, what="The text", limit=self.limits.max_text_characters)
-        transcript = texts.clean(
-            reference.text, what="The transcript of the reference", limit=self.limits.max_transcript_characters
+        limits = self.limits
+        words = self._verbalise(texts.clean(text, what="The text", limit=limits.max_text_characters))
+        transcript = self._verbalise(
+            texts.clean(reference.text, what="The transcript of the reference", limit=limits.max_transcript_characters)
         )
         seed = sampling.seed if sampling.seed is not None else secrets.randbelow(MAX_SEED + 1)
         if not 0 <= seed <= MAX_SEED:

@@ -38,12 +38,14 @@ class WeightsCard:
 
     speaks: whether speech comes out at all.   notice: what the page must say, by language code.
     max_output_seconds: a cap of the folder's own (None: only the settings' limit).
+    verbalise: the language whose digits and abbreviations are spelled out before the model reads them (None: as typed).
     """
 
     title: str = "Step-Audio-EditX"
     speaks: bool = True
     notice: Mapping[str, str] = field(default_factory=dict)
     max_output_seconds: float | None = None
+    verbalise: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "stepaudio"
 # A module may import from lower layers and from its own package. A package counts as one name.
 LAYERS = [
     {"types", "errors", "torchaudio_compat"},
-    {"audio", "features", "tokens", "tasks", "timing", "device", "settings", "log", "text", "audiofile"},
+    {"audio", "features", "tokens", "tasks", "timing", "device", "settings", "log", "text", "verbalise", "audiofile"},
     {"prompts", "cache", "encoder", "llm", "vocoder", "report", "tiny", "hub", "transfer"},
     {"snapshot"},
     {"download"},

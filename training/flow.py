@@ -43,7 +43,7 @@ SHORTEST, LONGEST = 25, 225
 STEP_ROWS = 12
 """Lengths are multiples of this."""
 
-BATCH_ROWS, STEPS, LEARNING_RATE = 2400, 20_000, 1e-3
+BATCH_ROWS, STEPS, LEARNING_RATE = 1200, 40_000, 1e-3
 DROPPED = 0.2
 SHIFTED, SHIFT = 0.5, 25
 """How often, and by how many frames at most at each end, a prompt's mel holds silence that its codes do not: the
@@ -53,7 +53,7 @@ OTHER_VOICE = 0.5
 """How often the speaker vector is that of another clip of the voice."""
 
 ROUGH_SHARE = 0.3
-ROUGH_STEPS = 1500
+ROUGH_STEPS = 2000
 """Steps at the beginning in which the rough mel alone is learned: a solver guided by noise would learn nothing."""
 
 MEL_MEAN, MEL_SPREAD = -6.0, 2.5

@@ -34,6 +34,7 @@ from stepaudio.tokens import (
     interleave,
 )
 from stepaudio.types import SpeechTokens
+from stepaudio.verbalise import verbaliser
 from training.align import Alignments
 from training.codes import Coded, read_codes
 from training.command import begin
@@ -106,11 +107,11 @@ def labels_of(record: ClipRecord, offset: int, groups: int) -> np.ndarray:
 
 def read_said(work: Path, name: str) -> list[Said]:
     """Return the clips of a set that have a text, codes, and a length that suits."""
-    known, found = Alignments(work, name), []
+    known, found, verbalise = Alignments(work, name), [], verbaliser("en")
     for coded in read_codes(work, name):
         if _suits(coded):
             labels = labels_of(known.of(coded.record), coded.offset, len(coded.rows) // ROWS_PER_GROUP)
-            found.append(Said(coded.record.speaker, coded.record.text, numbers_of(coded.rows), labels))
+            found.append(Said(coded.record.speaker, verbalise(coded.record.text), numbers_of(coded.rows), labels))
     return found
 
 
