@@ -43,8 +43,9 @@ def request_block(synthesis: Synthesis, *, waited: float = 0.0) -> str:
         for child in stage.children:
             lines.extend(_child_lines(child, indent=7))
     wait = f", waited {waited:.3f}s in the queue" if waited >= 0.0005 else ""
+    first = f"first sound {synthesis.first_sound:.3f}s, " if synthesis.first_sound is not None else ""
     lines.append(
-        f"   audio {synthesis.waveform.seconds:.2f}s, RTF {synthesis.rtf:.3f}, seed {synthesis.seed}, "
+        f"   audio {synthesis.waveform.seconds:.2f}s, RTF {synthesis.rtf:.3f}, {first}seed {synthesis.seed}, "
         f"stopped: {synthesis.stopped}{wait}"
     )
     return "\n".join(lines)
@@ -63,6 +64,7 @@ def _child_lines(stage: Stage, indent: int) -> list[str]:
 def request_record(task: str, synthesis: Synthesis, *, waited: float = 0.0) -> dict[str, Any]:
     """Return the same facts as a JSON-ready object (STEPAUDIO_LOG_FORMAT=json)."""
     encoding = synthesis.encoding
+    first = synthesis.first_sound
     return {
         "event": "request",
         "task": task,
@@ -78,6 +80,7 @@ def request_record(task: str, synthesis: Synthesis, *, waited: float = 0.0) -> d
         "stages": [_stage_record(stage) for stage in synthesis.timings.stages],
         "audio_seconds": round(synthesis.waveform.seconds, 3),
         "rtf": round(synthesis.rtf, 4),
+        **({"first_sound_seconds": round(first, 6)} if first is not None else {}),
         "seed": synthesis.seed,
         "stopped": synthesis.stopped,
     }

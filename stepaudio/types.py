@@ -158,6 +158,7 @@ class Synthesis:
     """The result of one request.
 
     prompt_ids: what the language model read.   notices: sentences the user should see beside the sound.
+    first_sound: of a stream, the seconds until its first piece, on the clock of ``timings``.
     """
 
     waveform: Waveform
@@ -168,6 +169,7 @@ class Synthesis:
     seed: int
     stopped: Stopped
     notices: tuple[str, ...] = ()
+    first_sound: float | None = None
 
     @property
     def cache_hit(self) -> bool:

@@ -20,7 +20,7 @@ LAYERS = [
     {"prompts", "cache", "encoder", "llm", "vocoder", "report", "tiny", "hub", "transfer"},
     {"snapshot"},
     {"download"},
-    {"pipeline", "weights"},
+    {"pipeline", "speech_stream", "weights"},
     {"loading"},
     {"queue"},
     {"service", "bench", "doctor", "export_encoder"},
