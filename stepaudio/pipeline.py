@@ -152,10 +152,9 @@ class Pipeline:
 
         def conclude(stream: SpeechStream, generation: Generation) -> Synthesis:
             _add_side_by_side(timer, stream, generation, flow_steps)
-            waveform = Waveform(stream.samples, self._vocoder.sample_rate)
             progress(VOCODER, 1.0)
             first_sound = timer.seconds_at(stream.first_sound_at)
-            return replace(_synthesis(order, generation, waveform, timer), first_sound=first_sound)
+            return replace(_synthesis(order, generation, stream.waveform, timer), first_sound=first_sound)
 
         progress(LLM, 0.0)
         encoding = order.encoding
@@ -168,7 +167,10 @@ class Pipeline:
             should_stop=should_stop,
         )
         return SpeechStream(
-            lambda hear, closed: self._write(order, progress, lambda: closed() or should_stop(), hear), voice, conclude
+            lambda hear, closed: self._write(order, progress, lambda: closed() or should_stop(), hear),
+            voice,
+            self._vocoder.sample_rate,
+            conclude,
         )
 
     def warm(self) -> None:

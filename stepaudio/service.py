@@ -15,8 +15,10 @@ from typing import Literal
 from stepaudio.audiofile import Limits as FileLimits
 from stepaudio.audiofile import encode_wav, load_reference
 from stepaudio.errors import Cancelled, StepAudioError
+from stepaudio.feed import SoundFeed, Tickets
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
+from stepaudio.pipeline import Pipeline
 from stepaudio.queue import Job, JobQueue
 from stepaudio.report import GET_ENGINE, POST_PROCESS, request_block, request_record
 from stepaudio.settings import Settings
@@ -60,7 +62,10 @@ class Service:
 
     def __init__(self, settings: Settings, load: Callable[[], Engine]) -> None:
         self.settings = settings
+        # One worker: one request has the whole machine, and one stream at a time holds the keys and values of its
+        # prompt (at full size 65 MB a second of reference; see VocoderStream).
         self.queue = JobQueue(limit=settings.queue_limit)
+        self.tickets = Tickets()
         self._load = load
         self._engine: Engine | None = None
         self._failure: StepAudioError | None = None
@@ -97,6 +102,12 @@ class Service:
         """Queue a clone. Raises Busy when too many jobs wait already."""
         return self.queue.submit(lambda job: self._clone(request, job), label=CLONE)
 
+    def submit_stream(self, request: CloneRequest, feed: SoundFeed) -> Job[CloneResult]:
+        """Queue a clone whose sound goes into ``feed`` while it is being made. Raises Busy as submit_clone() does."""
+        job = self.queue.submit(lambda job: self._clone(request, job, feed), label=CLONE)
+        feed.follow(job)
+        return job
+
     def close(self, drain_seconds: float = 5.0) -> None:
         """Take no more jobs, let the running one finish within the limit, release the engine."""
         self.queue.close(drain_seconds)
@@ -127,11 +138,11 @@ class Service:
             raise StepAudioError(self.problem)
         return self._engine
 
-    def _clone(self, request: CloneRequest, job: Job[CloneResult]) -> CloneResult:
+    def _clone(self, request: CloneRequest, job: Job[CloneResult], feed: SoundFeed | None = None) -> CloneResult:
         """Run one clone and log its block; an error of the user's or the models' is logged as one sentence."""
         with request_context(job.id):
             try:
-                synthesis, wav = self._timed_clone(request, job)
+                synthesis, wav = self._timed_clone(request, job, feed)
             except Cancelled:
                 log.info("Clone cancelled.")
                 raise
@@ -146,7 +157,9 @@ class Service:
             )
             return CloneResult(synthesis, wav)
 
-    def _timed_clone(self, request: CloneRequest, job: Job[CloneResult]) -> tuple[Synthesis, bytes]:
+    def _timed_clone(
+        self, request: CloneRequest, job: Job[CloneResult], feed: SoundFeed | None
+    ) -> tuple[Synthesis, bytes]:
         timer = StageTimer()
         with timer.stage(GET_ENGINE):
             engine = self._get_engine(job)
@@ -154,7 +167,8 @@ class Service:
         with timer.stage(CLONE):
             with timer.stage(DECODE_AUDIO):
                 loaded = load_reference(request.audio, self._file_limits())
-            synthesis = engine.pipeline.clone(
+            make = engine.pipeline.clone if feed is None else _streaming(engine.pipeline, feed)
+            synthesis = make(
                 Reference(loaded.waveform, request.transcript),
                 request.text,
                 request.sampling,
@@ -176,3 +190,8 @@ class Service:
             max_seconds=settings.max_reference_seconds,
             refuse_long=settings.long_reference == "refuse",
         )
+
+
+def _streaming(pipeline: Pipeline, feed: SoundFeed) -> Callable[..., Synthesis]:
+    """Return what takes the arguments of clone() and gives its result, and the sound to the feed meanwhile."""
+    return lambda *given, **named: pipeline.stream(*given, **named).into(feed.put)

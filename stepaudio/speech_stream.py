@@ -19,7 +19,7 @@ import numpy as np
 
 from stepaudio.llm.generate import Generation
 from stepaudio.tokens import GROUP
-from stepaudio.types import FloatArray, IntArray, Synthesis
+from stepaudio.types import FloatArray, IntArray, Synthesis, Waveform
 from stepaudio.vocoder.stream import VocoderStream
 
 MOST_AHEAD = 250
@@ -30,11 +30,11 @@ OnNumbers = Callable[[IntArray], None]
 Write = Callable[[OnNumbers, ShouldStop], Generation]
 
 
-class SpeechStream(Iterator[FloatArray]):
-    """One request's sound in pieces float32 (N,), made by Pipeline.stream(); ``synthesis`` is there after the last.
+class SpeechStream(Iterator[Waveform]):
+    """One request's sound in pieces, made by Pipeline.stream(); ``synthesis`` is there after the last.
 
         with pipeline.stream(reference, text) as stream:
-            for samples in stream:
+            for piece in stream:
                 ...
         stream.synthesis
 
@@ -43,12 +43,19 @@ class SpeechStream(Iterator[FloatArray]):
     waits until both sides have stopped. One thread at a time.
     """
 
-    def __init__(self, write: Write, voice: VocoderStream, conclude: Callable[[SpeechStream, Generation], Synthesis]):
+    def __init__(
+        self,
+        write: Write,
+        voice: VocoderStream,
+        sample_rate: int,
+        conclude: Callable[[SpeechStream, Generation], Synthesis],
+    ) -> None:
         """write: runs the language model, given who hears its numbers and when to stop.
 
         conclude: makes the result once all pieces are out.
         """
         self._write = write
+        self._sample_rate = sample_rate
         self._conclude = conclude
         self._numbers = _Numbers()
         self._pieces: list[FloatArray] = []
@@ -57,7 +64,7 @@ class SpeechStream(Iterator[FloatArray]):
         self.voice = voice
         self.started = self.first_sound_at = 0.0  # time.perf_counter seconds
 
-    def __next__(self) -> FloatArray:
+    def __next__(self) -> Waveform:
         return next(self._running)
 
     def close(self) -> None:
@@ -73,11 +80,11 @@ class SpeechStream(Iterator[FloatArray]):
     ) -> None:
         self.close()
 
-    def into(self, hear: Callable[[FloatArray], None]) -> Synthesis:
+    def into(self, hear: Callable[[Waveform], None]) -> Synthesis:
         """Give each piece to ``hear`` as soon as it is ready, and return the result; closes the stream."""
         with self:
-            for samples in self:
-                hear(samples)
+            for piece in self:
+                hear(piece)
         return self.synthesis
 
     @property
@@ -88,16 +95,16 @@ class SpeechStream(Iterator[FloatArray]):
         return self._synthesis
 
     @property
-    def samples(self) -> FloatArray:
-        """All that has come out so far, float32 (N,)."""
-        return np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.float32)
+    def waveform(self) -> Waveform:
+        """All that has come out so far."""
+        return Waveform(np.concatenate([np.zeros(0, np.float32), *self._pieces]), self._sample_rate)
 
     @property
     def blocked_seconds(self) -> float:
         """How long the language model waited for the vocoder."""
         return self._numbers.blocked_seconds
 
-    def _run(self) -> Generator[FloatArray, None, None]:
+    def _run(self) -> Generator[Waveform, None, None]:
         self.started = time.perf_counter()
         # On the way out, in this order: the model is told to stop, its thread ends, the vocoder's memory goes.
         with (
@@ -114,11 +121,11 @@ class SpeechStream(Iterator[FloatArray]):
             yield from self._ready(voice.finish())
         self._synthesis = self._conclude(self, generation)
 
-    def _ready(self, samples: FloatArray) -> Iterator[FloatArray]:
+    def _ready(self, samples: FloatArray) -> Iterator[Waveform]:
         if len(samples):
             self.first_sound_at = self.first_sound_at or time.perf_counter()
             self._pieces.append(samples)
-            yield samples
+            yield Waveform(samples, self._sample_rate)
 
 
 class _Numbers:
