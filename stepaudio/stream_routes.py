@@ -7,6 +7,7 @@ connection ends without the mark of a complete body. A client that leaves stops 
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -185,10 +186,11 @@ async def _read_form(request: Request, service: Service) -> CloneRequest:
 def _number(name: str, text: str | None) -> float | None:
     if text is None:
         return None
-    try:
-        return float(text)
-    except ValueError as error:
-        raise InvalidInput(f"The field {name} is {text[:40]!r}; it must be a number.") from error
+    with suppress(ValueError):
+        value = float(text)
+        if math.isfinite(value):
+            return value
+    raise InvalidInput(f"The field {name} is {text[:40]!r}; it must be a number.")
 
 
 def _format(name: str) -> Format:
