@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import FileResponse, JSONResponse, Response
 
 from stepaudio.audiofile import wav_header
 from stepaudio.errors import Busy, Cancelled, InvalidInput, StepAudioError
 from stepaudio.feed import TICKET_SECONDS, SoundFeed
 from stepaudio.service import CloneRequest, Service
 from stepaudio.web.handlers import CloneForm, clone_request
+
+# As ASGI has them, https://asgi.readthedocs.io/en/latest/specs/www.html
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 Format = Literal["wav", "pcm"]
 PLAYER = Path(__file__).parent / "web" / "player.js"
@@ -41,9 +44,9 @@ def add_stream_routes(app: FastAPI, service: Service) -> None:
     def told(request: Request, error: StepAudioError) -> Response:
         return refusal(error)
 
-    @app.exception_handler(HTTPException)
-    def refused(request: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": error.detail}, error.status_code)
+    @app.exception_handler(400)
+    def unreadable(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": str(getattr(error, "detail", error))}, 400)  # of a body that is no form
 
     @app.post("/stream")
     async def stream(request: Request) -> Response:
@@ -88,7 +91,7 @@ class SoundResponse(Response):
         self._feed = feed
         self._form = form
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(scope, receive, send))
         leaving = asyncio.create_task(_gone(receive))
         try:
@@ -100,7 +103,7 @@ class SoundResponse(Response):
             leaving.cancel()
             self._feed.leave()
 
-    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _send(self, scope: Message, receive: Receive, send: Send) -> None:
         feed = self._feed
         piece = await _first(feed)
         if piece is None:
@@ -160,7 +163,7 @@ async def _read_form(request: Request, service: Service) -> CloneRequest:
         raise InvalidInput(f"The request has {length or 'no stated number of'} bytes; at most {limit} are taken.")
     async with request.form(max_files=1, max_fields=20, max_part_size=FORM_BYTES) as form:
         audio = form.get("audio")
-        if not isinstance(audio, UploadFile):
+        if audio is None or isinstance(audio, str):
             raise InvalidInput("The form has no file named audio: the reference is missing.")
         data = await audio.read()
         texts = {name: str(value) for name, value in form.items() if name != "audio"}

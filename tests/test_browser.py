@@ -334,7 +334,7 @@ def test_without_the_tick_the_sound_comes_when_it_is_complete(page, recordings):
 
 def test_playing_the_file_ends_the_playing_at_once(page, recordings):
     clone(page, recordings["a"], "A text that is long enough for some five seconds of sound, to be heard at once.")
-    assert player(page)["state"] == "playing"
+    page.locator("#player").get_by_text(re.compile(r"▶ \d+\.\d s / \d+\.\d s$")).wait_for()  # all of it has come
     page.locator("#result").get_by_label("Play", exact=True).click()
     wait_for_player(page, "stopped")
 

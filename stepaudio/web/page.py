@@ -71,7 +71,7 @@ class Page:
                     self.transcript = gr.Textbox(lines=2, elem_id="transcript")
                     self.text = gr.Textbox(lines=4, elem_id="text")
                     self._build_advanced()
-                    self.live = gr.Checkbox(value=True, elem_id="live")  # read by player.js
+                    self.live = gr.Checkbox(value=True, interactive=True, elem_id="live")  # read by player.js
                     self.ticket = gr.Textbox("", visible=False)  # filled in by player.js
                     with gr.Row():
                         self.generate = gr.Button(variant="primary", scale=4, elem_id="generate")
