@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from stepaudio.weights import WeightsFolder, read_card
-from training import evaluate
+from training import evaluate, evaluate_clone, judges
 from training.evaluate import Bench, Heard, choose_voices, medians, summary, verdicts
 from training.shards import Clip
 from training.texts import held_out
@@ -42,11 +42,11 @@ def test_figures_are_medians_over_the_seeds() -> None:
 
 def test_a_limit_is_kept_on_its_own_side() -> None:
     figures = {name: limit for name, (limit, _) in evaluate.LIMITS.items()}
-    assert all(verdicts(figures).values())
+    assert all(verdicts(figures, evaluate.LIMITS).values())
     worse = {
         name: value + (0.01 if evaluate.LIMITS[name][1] == "at most" else -0.01) for name, value in figures.items()
     }
-    assert not any(verdicts(worse).values())
+    assert not any(verdicts(worse, evaluate.LIMITS).values())
 
 
 def test_prompts_targets_and_what_the_judges_know_are_different_clips(tmp_path: Path) -> None:
@@ -106,6 +106,41 @@ def test_the_report_is_made_by_the_products_encoder_and_vocoder(
     text = (tmp_path / "out" / "resynthesis.md").read_text(encoding="utf-8")
     assert "| word error rate | 0.0 | at most 0.12 ✓ |" in text
     assert "| b |" in text
+
+
+def test_a_dropped_or_repeated_stretch_is_told_from_single_errors() -> None:
+    spoken = ["one", "two", "three", "four", "five", "six", "seven"]
+    assert evaluate_clone.whole(spoken, ["one", "to", "three", "for", "five", "seven"])
+    assert not evaluate_clone.whole(spoken, ["one", "two", "six", "seven"])
+    assert not evaluate_clone.whole(spoken, [*spoken, *spoken[:3]])
+
+
+def test_clones_are_made_by_the_products_pipeline(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clip(name: str) -> Clip:
+        return Clip(name, name, voice(1.2, sample_rate=16000).samples, 16000, "en", "one two")
+
+    class Panel:
+        def __init__(self, voices: list[evaluate.Voice], threads: int) -> None: ...
+
+        def hear(self, samples: np.ndarray, rate: int, voice: str, said: Clip, codes_of: str, seed: int) -> Heard:
+            scores = {name: {one: float(one == voice) for one in "ab"} for name in ("resemblyzer", "d-vector")}
+            return Heard(voice, codes_of, said.name, seed, 1, 5, said.text, 3.0, scores)
+
+    voices = [evaluate.Voice(name, clip(name), [], []) for name in "ab"]
+    monkeypatch.setattr(evaluate_clone, "choose_voices", lambda speech, clips: voices)
+    monkeypatch.setattr(evaluate_clone, "Panel", Panel)
+    monkeypatch.setattr(judges, "words", str.split)
+    monkeypatch.setattr(evaluate_clone, "draw", lambda *_: None)
+    report = evaluate_clone.clone(tiny_weights, tmp_path, tmp_path / "out", texts=1, seeds=1, work=None)
+    assert len(report["sounds"]) == 2
+    assert report["figures"]["word error rate"] == 0.2
+    assert report["figures"]["ends by itself"] == 0.0  # tiny weights never end
+    assert report["figures"]["nothing dropped or repeated"] == 1.0
+    assert report["figures"]["RTF"] > 0
+    assert not report["limits kept"]["ends by itself"]
+    assert "| ends by itself | 0.0 | at least 0.95 ✗ |" in (tmp_path / "out" / "clone.md").read_text(encoding="utf-8")
 
 
 def test_an_encoding_is_made_once(tiny_weights: Path) -> None:

@@ -12,12 +12,14 @@ from stepaudio import device
 from stepaudio.loading import load_encoder
 from stepaudio.tokens import interleave, rows
 from stepaudio.types import Waveform
-from stepaudio.vocoder.config import read_config
 from stepaudio.vocoder.vocoder import load_vocoder
 from stepaudio.weights import WeightsFolder, read_card
-from training import codes, export, flow, hift
+from training import codes, export, flow, hift, pitch
+from training.adversary import Adversary, loss_of_made, own_loss
 from training.codes import Spoken, read_spoken
+from training.data import Example
 from training.shards import Clip, ClipRecord, write_shard
+from training.sizes import flow_config, hift_config
 from training.texts import held_out
 
 
@@ -29,9 +31,14 @@ def spoken(length: int, speaker: str = "s", seed: int = 0) -> Spoken:
     return Spoken(record, rows, rng.standard_normal(192).astype(np.float32), 0, mel)
 
 
+def save_pitch(work: Path) -> None:
+    (work / "pitch").mkdir()
+    torch.save({"model": pitch.new_predictor(hift_config()).state_dict()}, work / "pitch" / "checkpoint.pt")
+
+
 def test_the_velocity_is_the_products_where_all_clips_have_one_time() -> None:
     torch.manual_seed(0)
-    estimator = flow.Trainee(read_config(hift.CONFIG).flow).flow.decoder.estimator.eval()
+    estimator = flow.Trainee(flow_config()).flow.decoder.estimator.eval()
     for part in (*estimator.blocks, estimator.final_layer):
         torch.nn.init.normal_(part.adaLN_modulation[1].weight, std=0.1)
     mixed, conditions = torch.randn(2, 30, 80), torch.randn(2, 30, 240)
@@ -59,7 +66,7 @@ def test_crops_of_a_batch_have_one_length_and_whole_groups() -> None:
 
 def test_the_loss_reaches_every_weight_of_the_flow() -> None:
     torch.manual_seed(0)
-    model = flow.Trainee(read_config(hift.CONFIG).flow)
+    model = flow.Trainee(flow_config())
     for part in (*model.flow.decoder.estimator.blocks, model.flow.decoder.estimator.final_layer):
         torch.nn.init.normal_(part.adaLN_modulation[1].weight, std=0.1)
     batch = [spoken(40, seed=n) for n in range(4)]
@@ -150,19 +157,74 @@ def test_the_loss_reaches_every_weight_of_hift(monkeypatch: pytest.MonkeyPatch) 
     torch.manual_seed(0)
     model = hift.Generator()
     mel, pitch = torch.randn(2, 80, hift.CROP) - 6, torch.full((2, hift.CROP), 150.0)
-    made, told = model(mel, pitch, torch.randn(2, 480 * hift.CROP, 33))
+    made = model(mel, pitch, torch.randn(2, 480 * hift.CROP, 33))
     assert made.shape == (2, 480 * hift.CROP)
     true = 0.1 * torch.randn(made.shape)
-    (hift.spectral_loss(made, true, torch.tensor([True, True])) + (told - pitch).abs().mean()).backward()
-    assert [name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()] == []
+    hift.spectral_loss(made, true, torch.tensor([True, True])).backward()
+    untaught = [name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()]
+    assert [name for name in untaught if not name.startswith("hift.f0_predictor.")] == []
+
+
+def test_the_pitch_is_learned_where_there_is_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    frames = np.zeros((400, 81), np.float16)
+    frames[:, :80], frames[:200, :80] = -8, -3  # loud and voiced, then silent
+    frames[:200, 80] = 180
+    record = ClipRecord("n", "s", 0, 1, 16000, "en", "", "", ())
+    model, example = pitch.new_predictor(hift_config()), Example(record, frames, 0)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    for step in range(120):
+        loss = pitch.loss_of(model, [example] * 8, torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    told = model(torch.from_numpy(frames[:, :80].astype(np.float32)).T[None])[0].detach()
+    assert told[10:190].mean() == pytest.approx(180, abs=15)
+    assert float(told[210:].mean()) < 10
+
+
+def test_the_adversary_learns_to_tell_made_from_real_and_teaches_the_difference() -> None:
+    torch.manual_seed(0)
+    t = torch.arange(12000) / 24000
+    true = 0.3 * torch.sin(2 * torch.pi * 300 * t)[None] + 0.01 * torch.randn(2, 12000)
+    made = (0.1 * torch.randn(2, 12000)).requires_grad_()
+    adversary = Adversary()
+    own = torch.optim.AdamW(adversary.parameters(), 3e-3)
+    losses = []
+    for _ in range(12):
+        own.zero_grad()
+        loss = own_loss(adversary, made, true, 600)
+        loss.backward()
+        own.step()
+        losses.append(float(loss))
+    assert made.grad is None
+    assert losses[-1] < 0.5 * losses[0]
+    to_learn = loss_of_made(adversary, made, true, 600)
+    to_learn.backward()
+    assert made.grad is not None
+    assert float(to_learn) > 1.5 * float(loss_of_made(adversary, true + 0.001 * torch.randn(2, 12000), true, 600))
+
+
+def test_a_refined_generator_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    torch.manual_seed(0)
+    first, second = hift.Generator(), hift.Refined(hift.Generator())
+    save_pitch(tmp_path)
+    (tmp_path / "hift").mkdir()
+    torch.save({"model": first.state_dict()}, tmp_path / "hift" / "checkpoint.pt")
+    torch.testing.assert_close(hift.load(tmp_path).conv_post.weight, first.hift.conv_post.weight.detach())
+    torch.save({"model": second.state_dict()}, tmp_path / "hift" / "refined.pt")
+    found = hift.load(tmp_path).conv_post.weight
+    torch.testing.assert_close(found, second.generator.hift.conv_post.weight.detach())
 
 
 def test_the_exported_vocoder_is_loaded_by_the_product_and_speaks(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    trainee, generator = flow.Trainee(read_config(hift.CONFIG).flow), hift.Generator()
+    trainee, generator = flow.Trainee(flow_config()), hift.Generator()
     for name, model in (("flow", trainee), ("hift", generator)):
         (tmp_path / name).mkdir()
         torch.save({"model": model.state_dict()}, tmp_path / name / "checkpoint.pt")
+    save_pitch(tmp_path)
     export.export_flow(tmp_path, tmp_path / "mini")
     export.export_hift(tmp_path, tmp_path / "mini")
     vocoder = load_vocoder(tmp_path / "mini" / export.EDITX / export.COSYVOICE, torch.device("cpu"))
@@ -174,7 +236,7 @@ def test_the_exported_vocoder_is_loaded_by_the_product_and_speaks(tmp_path: Path
     assert len(sound.samples) == 24 * 480
     again = hift.Generator(tmp_path / "mini" / export.EDITX / export.COSYVOICE).hift  # a training may begin with it
     torch.testing.assert_close(again.conv_post.weight, generator.hift.conv_post.weight, atol=2e-3, rtol=2e-3)
-    named = hift.load(tmp_path / "hift").state_dict()
+    named = hift.load(tmp_path).state_dict()
     torch.testing.assert_close(named["conv_post.weight"], generator.hift.conv_post.weight.detach())
     loaded = vocoder._hift.state_dict()
     for name in ("conv_post.weight", "ups.0.weight", "m_source.l_linear.weight"):

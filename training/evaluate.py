@@ -1,4 +1,4 @@
-"""Judge mini: ``python -m training.evaluate resynthesis --weights models/mini --speech S --out training/results``.
+"""Judge mini: ``python -m training.evaluate {resynthesis,clone} --weights models/mini --speech S --out O``.
 
 Recordings of held-out speakers go through the product's encoder and come back through the product's vocoder, with
 another clip of the same voice as prompt; then with codes of one voice and prompt of another. The judges
@@ -39,7 +39,7 @@ from training.texts import held_out, recordings
 
 log = logging.getLogger(__name__)
 
-SHORTEST, LONGEST = 4.0, 9.0
+SHORTEST, LONGEST = 3.0, 9.0
 """Seconds of the clips that are looked at."""
 
 ENROLLED = 5
@@ -208,11 +208,14 @@ def medians(heard: list[Heard]) -> dict[str, float]:
     return {name: round(float(np.median([one[name] for one in by_seed])), 4) for name in by_seed[0]}
 
 
-def verdicts(figures: dict[str, float]) -> dict[str, bool]:
+Limits = dict[str, tuple[float, str]]
+
+
+def verdicts(figures: dict[str, float], limits: Limits) -> dict[str, bool]:
     """Return for each limit whether it is kept."""
     return {
         name: figures[name] <= limit if kind == "at most" else figures[name] >= limit
-        for name, (limit, kind) in LIMITS.items()
+        for name, (limit, kind) in limits.items()
     }
 
 
@@ -244,12 +247,9 @@ def resynthesis(weights: Path, speech: Path, out: Path, clips: int, seeds: int) 
         )
     bench.encoder.close()
     figures = medians(made) | {f"crossed {name}": value for name, value in medians(crossed).items()} | bench.figures()
-    report = {
-        "command": " ".join(["python -m training.evaluate", *sys.argv[1:2], f"--clips {clips} --seeds {seeds}"]),
-        "commit": _commit(),
-        "conditions": f"{platform.machine()}, {bench.threads} threads, torch {torch.__version__}",
+    report = conditions("resynthesis", f"--clips {clips} --seeds {seeds}", bench.threads) | {
         "figures": figures,
-        "limits kept": verdicts(figures),
+        "limits kept": verdicts(figures, LIMITS),
         "recorded": medians(natural),
         "voices": {
             voice.name: medians([one for one in made if one.voice == voice.name])
@@ -258,17 +258,31 @@ def resynthesis(weights: Path, speech: Path, out: Path, clips: int, seeds: int) 
         },
         "sounds": [asdict(one) for one in [*made, *crossed]],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "resynthesis.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "resynthesis.md").write_text(as_markdown(report), encoding="utf-8")
+    write(report, out, "resynthesis", "Re-synthesis of held-out voices", LIMITS)
     draw(pictures, bench.encoder.mel, out / "resynthesis.png")
     return report
 
 
-def as_markdown(report: dict[str, Any]) -> str:
+def conditions(what: str, options: str, threads: int) -> dict[str, Any]:
+    """Return how a report was made: its first lines."""
+    return {
+        "command": f"python -m training.evaluate {what} {options}",
+        "commit": _commit(),
+        "conditions": f"{platform.machine()}, {threads} threads, torch {torch.__version__}",
+    }
+
+
+def write(report: dict[str, Any], out: Path, name: str, title: str, limits: Limits) -> None:
+    """Write the report as JSON and as Markdown."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out / f"{name}.md").write_text(as_markdown(report, title, limits), encoding="utf-8")
+
+
+def as_markdown(report: dict[str, Any], title: str, limits: Limits) -> str:
     """Return the report as tables."""
     lines = [
-        "# Re-synthesis of held-out voices",
+        f"# {title}",
         "",
         f"`{report['command']}` at {report['commit']}; {report['conditions']}.",
         "",
@@ -276,10 +290,12 @@ def as_markdown(report: dict[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for name, value in report["figures"].items():
-        limit, kind = LIMITS.get(name, (None, ""))
+        limit, kind = limits.get(name, (None, ""))
         mark = "" if limit is None else f"{kind} {limit} {'✓' if report['limits kept'][name] else '✗'}"
-        recorded = report["recorded"].get(name, "")
+        recorded = report.get("recorded", {}).get(name, "")
         lines.append(f"| {name} | {value} | {mark} | {recorded} |")
+    for name, value in report.get("gate", {}).items():
+        lines.append(f"| gate: word error rate of {name} | {value} | | |")
     names = list(next(iter(report["voices"].values())))
     lines += ["", f"| voice | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     lines += [
@@ -316,16 +332,23 @@ def _commit() -> str:
 def main() -> None:
     """Judge one thing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("resynthesis",))
+    parser.add_argument("what", choices=("resynthesis", "clone"))
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=3, help="clips of each voice")
+    parser.add_argument("--clips", type=int, default=3, help="clips of each voice (resynthesis)")
+    parser.add_argument("--texts", type=int, default=4, help="texts for each voice (clone)")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, help="work folder with the teachers' held-out clips (clone: the gate)")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    report = resynthesis(options.weights, options.speech, options.out, options.clips, options.seeds)
-    sys.stdout.write(as_markdown(report))
+    if options.what == "resynthesis":
+        report = resynthesis(options.weights, options.speech, options.out, options.clips, options.seeds)
+    else:
+        from training.evaluate_clone import clone  # which builds on this module
+
+        report = clone(options.weights, options.speech, options.out, options.texts, options.seeds, options.work)
+    sys.stdout.write("".join(f"{name}: {value}\n" for name, value in report["figures"].items()))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from stepaudio.tiny.vocoder import as_stored
 from stepaudio.vocoder.config import YAML_NAME
 from stepaudio.vocoder.weights import FLOW_NAME, HIFT_NAME
 from stepaudio.weights import COSYVOICE, EDITX, TOKENIZER
-from training import flow, hift, linguistic_export, semantic, speaker
+from training import flow, hift, linguistic_export, semantic, sizes, speaker
 from training.command import begin
 
 SMALL = 256
@@ -67,7 +67,7 @@ def export_flow(work: Path, to: Path) -> None:
     """Write cosyvoice.yaml and flow.pt."""
     folder = to / EDITX / COSYVOICE
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(hift.CONFIG / YAML_NAME, folder / YAML_NAME)
+    shutil.copyfile(sizes.FOLDER / YAML_NAME, folder / YAML_NAME)
     torch.save(half(flow.load(work / "flow").state_dict()), folder / FLOW_NAME)
 
 
@@ -75,7 +75,7 @@ def export_hift(work: Path, to: Path) -> None:
     """Write hift.pt, normalised as the real file's weights are."""
     folder = to / EDITX / COSYVOICE
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(half(as_stored(hift.load(work / "hift").state_dict())), folder / HIFT_NAME)
+    torch.save(half(as_stored(hift.load(work).state_dict())), folder / HIFT_NAME)
 
 
 PARTS = ("codes", "voice", "flow", "hift")

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from stepaudio.tokens import ROWS_PER_GROUP
-from stepaudio.vocoder.config import FlowConfig, read_config
+from stepaudio.vocoder.config import FlowConfig
 from stepaudio.vocoder.dit import BLOCK_ROWS, FINAL_ROWS, NORM_EPS, Block, DiT
 from stepaudio.vocoder.flow import Flow
 from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from training.acoustic import MELS
 from training.codes import ROW_FRAMES, SETS, Spoken, read_spoken
 from training.command import begin
-from training.hift import CONFIG
+from training.sizes import flow_config
 from training.texts import held_out
 from training.trainer import Plan, best_weights, run
 
@@ -222,7 +222,7 @@ def train(work: Path, steps: int, first: Path | None) -> None:
     out = work / "flow"
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    model = Trainee(read_config(CONFIG).flow)
+    model = Trainee(flow_config())
     log.info("%.2f M parameters", sum(one.numel() for one in model.flow.parameters()) / 1e6)
     if first is not None:
         model.flow.load_state_dict(read_state(first / FLOW_NAME))
@@ -240,7 +240,7 @@ def train(work: Path, steps: int, first: Path | None) -> None:
 
 def load(out: Path) -> Flow:
     """Return the flow of the last checkpoint (its running average), to be used and not trained."""
-    model = Trainee(read_config(CONFIG).flow)
+    model = Trainee(flow_config())
     model.load_state_dict(best_weights(out / "checkpoint.pt"))
     return model.flow.eval()
 

@@ -1,9 +1,9 @@
-"""Train mini's sound generator: ``python -m training.hift train --work W [--speech S]``.
+"""Train mini's sound generator: ``python -m training.hift {train,refine} --work W [--speech S]``.
 
 The product's own HiFT learns to give the spectra of real sound back from its mel: the differences of spectra at
-several resolutions (Yamamoto et al., Parallel WaveGAN, arXiv 1910.11480), the source driven by the true pitch, which a
-part of the network learns to tell from the mel besides (Wang et al., NSF, arXiv 1904.12088). Waveforms are never
-compared: the phase of the source is free.
+several resolutions (Yamamoto et al., Parallel WaveGAN, arXiv 1910.11480), the source driven by the true pitch; what
+tells the pitch from the mel is trained by itself (training.pitch). Waveforms are never compared: the phase of the
+source is free. Then (``refine``) an adversary joins, which teaches what distances cannot.
 """
 
 from __future__ import annotations
@@ -16,26 +16,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from stepaudio import audio
 from stepaudio.tiny.vocoder import PLAIN
 from stepaudio.types import Waveform
-from stepaudio.vocoder.config import HiftConfig, read_config
 from stepaudio.vocoder.hift import HiFT
 from stepaudio.vocoder.weights import HIFT_NAME, hift_names, read_state
 from training.acoustic import HOP, SETS, SOUND_RATE
+from training.adversary import Adversary, loss_of_made, own_loss
 from training.command import begin
 from training.data import RATE, Example, read_examples
+from training.pitch import load as load_pitch
 from training.shards import read_records, read_samples
+from training.sizes import hift_config
 from training.texts import held_out
 from training.trainer import Plan, best_weights, run
 
 log = logging.getLogger(__name__)
-
-CONFIG = Path(__file__).parent / "mini"
-"""Where the cosyvoice.yaml of mini lies."""
 
 CROP = 32
 """Mel frames that are looked at in training (0.64 s)."""
@@ -47,14 +45,17 @@ RESOLUTIONS = ((2048, 512), (768, 192), (256, 64))
 BAND = 7600.0
 """Hz up to which a recording of 16 kHz says anything; above it only wide-band clips teach."""
 
-PITCH_SHARE = 0.02
-"""Of the pitch's error in Hz."""
-
 EVEN_BELOW = 2000.0
 """Hz above which a bin's weight falls with its frequency, as the ear's bands widen."""
 
 FLOOR = 2e-3
 """Magnitude below which nothing is heard: about -80 dB of full scale."""
+
+CHECKPOINT, REFINED = "checkpoint.pt", "refined.pt"
+REFINING_STEPS, REFINING_RATE = 10_000, 4e-4
+ADVERSARY_SHARE = 0.4
+NARROW_SHARE = int(1000 * BAND / (SOUND_RATE / 2))
+"""Of 1000 parts of the spectrum, those below BAND."""
 
 SEED = 4
 
@@ -74,18 +75,18 @@ class Generator(nn.Module):
     def __init__(self, first: Path | None = None) -> None:
         """Begin anew, or with the weights in the folder ``first`` (CosyVoice-300M-25Hz)."""
         super().__init__()
-        self.hift = HiFT(_config())
+        self.hift = HiFT(hift_config())
         if first is not None:
             self.hift.load_state_dict(hift_names(read_state(first / HIFT_NAME)))
         normalise(self.hift)
         self.shape = torch.compile(self.hift.spectrum, dynamic=False)
 
-    def forward(self, mel: torch.Tensor, pitch: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return samples (B, 480 T) and the predicted pitch (B, T) of mel (B, 80, T) and true pitch in Hz (B, T)."""
+    def forward(self, mel: torch.Tensor, pitch: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return samples (B, 480 T) of mel (B, 80, T) and true pitch in Hz (B, T)."""
         source = self.hift.source_spectrum(self.hift.m_source(pitch, noise))
         with torch.autocast("cpu", torch.bfloat16):
             spectrum = self.shape(mel, source)
-        return self.hift.samples(spectrum.float()), self.hift.f0_predictor(mel)
+        return self.hift.samples(spectrum.float())
 
 
 def normalise(hift: HiFT) -> None:
@@ -178,43 +179,96 @@ def train(work: Path, speech: Path | None, steps: int, first: Path | None) -> No
     log.info("%.2f M parameters", sum(one.numel() for one in model.hift.parameters()) / 1e6)
 
     def loss(batch: list[Piece], generator: torch.Generator) -> torch.Tensor:
-        mel, pitch, true = (torch.stack(part) for part in zip(*(cropped(one, generator) for one in batch), strict=True))
-        noise = torch.randn(len(batch), true.shape[1], model.hift.config.harmonics + 1, generator=generator)
-        made, told = model(mel, pitch, noise)
-        wide = torch.tensor([one.example.record.rate > RATE for one in batch])
-        return spectral_loss(made, true, wide) + PITCH_SHARE * F.l1_loss(told, pitch)
+        return heard(model, batch, generator).loss
 
     plan = Plan(steps=steps, batch=BATCH, rate=LEARNING_RATE, weight_decay=0.0, clip=5.0, average=0.999, seed=SEED)
-    run(model, found, [1] * len(found), loss, out / "checkpoint.pt", plan)
+    run(model, found, [1] * len(found), loss, out / CHECKPOINT, plan)
 
 
-def load(out: Path) -> HiFT:
-    """Return the generator of the last checkpoint (its running average), to be used and not trained."""
-    state = best_weights(out / "checkpoint.pt")
-    hift = HiFT(_config())
-    inner = {key.removeprefix("hift."): value for key, value in state.items() if key.startswith("hift.")}
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """Made and true samples (B, N), whether each clip is wide-band, and how far the spectra lie apart."""
+
+    made: torch.Tensor
+    true: torch.Tensor
+    wide: torch.Tensor
+    loss: torch.Tensor
+
+
+def heard(model: Generator, batch: list[Piece], generator: torch.Generator) -> Heard:
+    """Return what the generator makes of random crops of some clips."""
+    mel, pitch, true = (torch.stack(part) for part in zip(*(cropped(one, generator) for one in batch), strict=True))
+    noise = torch.randn(len(batch), true.shape[1], model.hift.config.harmonics + 1, generator=generator)
+    made = model(mel, pitch, noise)
+    wide = torch.tensor([one.example.record.rate > RATE for one in batch])
+    return Heard(made, true, wide, spectral_loss(made, true, wide))
+
+
+class Refined(nn.Module):
+    """The generator with its adversary, which has an optimizer of its own."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator, self.adversary = generator, Adversary()
+        self.adversary.requires_grad_(False)
+        self._own = torch.optim.AdamW(self.adversary.parameters(), REFINING_RATE, betas=(0.8, 0.99))
+
+    def loss(self, batch: list[Piece], generator: torch.Generator) -> torch.Tensor:
+        """Let the adversary learn from a batch, then return what the generator is to learn from it."""
+        found = heard(self.generator, batch, generator)
+        # Recordings of 16 kHz end at BAND, by which alone they would be known.
+        kept = found.wide if found.wide.float().mean() > 0.5 else ~found.wide
+        made, true, share = found.made[kept], found.true[kept], 1000 if kept is found.wide else NARROW_SHARE
+        self.adversary.requires_grad_(True)
+        self._own.zero_grad(set_to_none=True)
+        own_loss(self.adversary, made, true, share).backward()
+        self._own.step()
+        self.adversary.requires_grad_(False)
+        return found.loss + ADVERSARY_SHARE * loss_of_made(self.adversary, made, true, share)
+
+
+def refine(work: Path, speech: Path | None, steps: int) -> None:
+    """Train on against the adversary, from the last checkpoint of that or else from train's."""
+    found, out = pieces(work, speech), work / "hift"
+    torch.manual_seed(SEED)
+    inner = Generator()
+    if not (out / REFINED).is_file():
+        inner.load_state_dict(best_weights(out / CHECKPOINT))
+    model = Refined(inner)
+    plan = Plan(steps=steps, batch=BATCH, rate=REFINING_RATE, weight_decay=0.0, clip=5.0, average=0.999, seed=SEED)
+    run(model, found, [1] * len(found), model.loss, out / REFINED, plan)
+
+
+def load(work: Path) -> HiFT:
+    """Return HiFT with the pitch predictor, of the last checkpoints (their running averages).
+
+    The refined generator is preferred, if there is one.
+    """
+    out = work / "hift"
+    path, prefix = (out / REFINED, "generator.hift.") if (out / REFINED).is_file() else (out / CHECKPOINT, "hift.")
+    state = best_weights(path)
+    hift = HiFT(hift_config())
+    inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     hift.load_state_dict(hift_names(inner))
+    hift.f0_predictor.load_state_dict(load_pitch(work))
     return hift.eval()
-
-
-def _config() -> HiftConfig:
-    config = read_config(CONFIG).hift
-    assert isinstance(config, HiftConfig)
-    return config
 
 
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("train",))
+    parser.add_argument("part", choices=("train", "refine"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--speech", type=Path, help="folder of the recordings, to leave out those that were MP3")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--first", type=Path, help="a folder CosyVoice-300M-25Hz to begin with")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--first", type=Path, help="a folder CosyVoice-300M-25Hz to begin with (train)")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     begin(options.work, f"hift-{options.part}", options.threads)
-    train(options.work, options.speech, options.steps, options.first)
+    if options.part == "train":
+        train(options.work, options.speech, options.steps or STEPS, options.first)
+    else:
+        refine(options.work, options.speech, options.steps or REFINING_STEPS)
 
 
 if __name__ == "__main__":
