@@ -8,10 +8,11 @@
   const LEAD = 0.05; // seconds from scheduling the first sample to its sound
   const SHOW_MS = 100;
   let current = null;
+  let clicked = 0;
 
   class Player {
     constructor() {
-      this.clicked = performance.now();
+      this.clicked = clicked;
       this.context = new AudioContext({ sampleRate: RATE });
       this.connection = new AbortController();
       this.samples = this.gaps = 0;
@@ -92,24 +93,24 @@
     }
   }
 
-  // Browsers let a sound begin only from within a click, so the player is made here and not in begin().
   document.addEventListener(
     "click",
     (event) => {
       const on = (selector) => event.target.closest?.(selector);
-      if (on("#generate, #stop") || (on("#result") && !on("#result a") && current?.complete)) {
-        current?.end("stopped");
-        current = null;
-      }
-      if (on("#generate") && document.querySelector("#live input").checked) current = new Player();
+      if (on("#generate")) clicked = performance.now();
+      // The file that is complete takes over from the playing at once.
+      if (on("#stop") || (on("#result") && !on("#result a") && current?.complete)) current?.end("stopped");
     },
     true,
   );
 
   // Called with the inputs of a generation, the last but one of which is the ticket; returns them with it filled in.
+  // The player is made within the click, or the browser would not let it sound.
   const begin = async (values) => {
+    current?.end("stopped");
+    current = document.querySelector("#live input").checked ? new Player() : null;
+    if (!current) return values;
     const player = current;
-    if (!player) return values;
     const failed = () => player.end("stopped");
     try {
       const ticket = await player.ticket();
