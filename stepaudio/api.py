@@ -1,4 +1,4 @@
-"""The one HTTP application: health checks, and the page mounted in it."""
+"""The one HTTP application: health checks, sound while it is being made, and the page mounted in it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import gradio as gr
 from fastapi import FastAPI, Response
 
 from stepaudio.service import Service
+from stepaudio.stream_routes import add_stream_routes
 from stepaudio.web.page import CSS, Page
 from stepaudio.web.uploads import take_uploads_only
 
@@ -36,6 +37,7 @@ def build_app(service: Service) -> FastAPI:
             response.status_code = 503
         return {"status": service.state, **({"problem": service.problem} if service.problem else {})}
 
+    add_stream_routes(app, service)
     blocks = Page(service).build()
     take_uploads_only(blocks)
     return gr.mount_gradio_app(
@@ -53,4 +55,5 @@ def build_app(service: Service) -> FastAPI:
         footer_links=[],
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=CSS,
+        head=f'<script src="{service.settings.root_path}/stream/player.js" defer></script>',
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ FFMPEG_RATE = 48_000
 # Containers that hold their sound themselves. Not among them: playlists (hls, concat, dash), which name other files.
 FFMPEG_FORMATS = "mov,matroska,asf,aac,amr,avi,flv,mpeg,mpegts,wav,w64,mp3,ogg,flac,aiff,caf,au,ac3,eac3"
 FFMPEG_SECONDS = 30
+PCM16_SCALE = 32768
+UNKNOWN_SIZE = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -168,9 +171,25 @@ def encode(waveform: Waveform, name: str) -> bytes:
     return target.getvalue()
 
 
+def pcm16(samples: FloatArray) -> bytes:
+    """Return samples float32 (N,) as 16-bit little-endian integers, 2 * N bytes; what exceeds [-1, 1] is clipped."""
+    return np.clip(np.rint(samples * PCM16_SCALE), -PCM16_SCALE, PCM16_SCALE - 1).astype("<i2").tobytes()
+
+
+def wav_header(sample_rate: int, size: int = UNKNOWN_SIZE) -> bytes:
+    """Return the 44 bytes before ``size`` bytes of pcm16() in a mono WAV file.
+
+    Where the size is not known yet, both lengths hold the largest number, which readers take for "until the end".
+    """
+    riff = min(size + 36, UNKNOWN_SIZE)
+    rates = (1, 1, sample_rate, 2 * sample_rate, 2, 16)  # PCM, mono, samples and bytes a second, of a frame, bits
+    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", riff, b"WAVE", b"fmt ", 16, *rates, b"data", size)
+
+
 def encode_wav(waveform: Waveform) -> bytes:
     """Return the waveform as a 16-bit WAV file."""
-    return encode(waveform, "wav")
+    data = pcm16(waveform.samples)
+    return wav_header(waveform.sample_rate, len(data)) + data
 
 
 def encode_float_wav(waveform: Waveform) -> bytes:

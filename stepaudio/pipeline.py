@@ -6,12 +6,14 @@ reference and a task become the same words spoken otherwise (edit).
     transcript, text or task, codes --> PromptBuilder --> ids --> SpeechLM --> speech tokens
     speech tokens, codes, mel, speaker embedding --> Vocoder: flow --> mel --> HiFT --> 24 kHz sound
 
+clone() takes one step after the other, stream() the last two at the same time.
 Read this file first; each part has a package of its own. Nothing here knows of files, pages or queues.
 """
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -25,8 +27,9 @@ from stepaudio import text as texts
 from stepaudio.cache import CacheOutcome, EncodingCache
 from stepaudio.encoder.reference import ReferenceEncoder
 from stepaudio.errors import GenerationError, InvalidInput
-from stepaudio.llm.generate import SpeechLM
+from stepaudio.llm.generate import Generation, SpeechLM
 from stepaudio.prompts import PromptBuilder
+from stepaudio.speech_stream import OnNumbers, ShouldStop, SpeechStream
 from stepaudio.timing import StageTimer, critical_path
 from stepaudio.tokens import GROUP, GROUP_SECONDS, interleave
 from stepaudio.types import (
@@ -44,7 +47,6 @@ from stepaudio.verbalise import Verbalise
 from stepaudio.vocoder.vocoder import Vocoder
 
 Progress = Callable[[str, float], None]
-ShouldStop = Callable[[], bool]
 
 FUNASR, LLM, FLOW, VOCODER = "FunASR", "LLM", "Flow", "Vocoder"
 MAX_SEED = 2**32 - 1
@@ -190,6 +192,51 @@ class Pipeline:
         """Encode a reference, so that the cache has it for later requests; return how it was come by."""
         return self._encode(waveform, self.timer())[1]
 
+    @torch.inference_mode()
+    def stream(
+        self,
+        reference: Reference,
+        text: str,
+        sampling: SamplingParams = SamplingParams(),  # noqa: B008 - frozen, so shared safely
+        *,
+        flow_steps: int = 10,
+        max_seconds: float | None = None,
+        timer: StageTimer | None = None,
+        progress: Progress = lambda stage, fraction: None,
+        should_stop: ShouldStop = lambda: False,
+    ) -> SpeechStream:
+        """Return ``text`` spoken in the voice of ``reference``, piece by piece while it is still being written.
+
+        The arguments are those of clone(), and so are the tokens; the sound differs a little, for a piece knows
+        little of what comes after it (see vocoder/stream.py). The reference is encoded before this returns; what
+        is wrong with it or with the texts is raised here, everything else where the pieces are asked for.
+        """
+        timer = timer or self.timer()
+        order = self._prepare(reference, text, sampling, max_seconds, timer, progress)
+
+        def conclude(stream: SpeechStream, generation: Generation) -> Synthesis:
+            _add_side_by_side(timer, stream, generation, flow_steps)
+            progress(VOCODER, 1.0)
+            first_sound = timer.seconds_at(stream.first_sound_at)
+            return replace(_synthesis(order, generation, stream.waveform, timer), first_sound=first_sound)
+
+        progress(LLM, 0.0)
+        encoding = order.encoding
+        voice = self._vocoder.stream(
+            order.prompt,
+            encoding.mel,
+            encoding.speaker,
+            seed=order.seed,
+            steps=flow_steps,
+            should_stop=should_stop,
+        )
+        return SpeechStream(
+            lambda hear, closed: self._write(order, progress, lambda: closed() or should_stop(), hear),
+            voice,
+            self._vocoder.sample_rate,
+            conclude,
+        )
+
     def warm(self) -> None:
         """Run every part once on synthetic sound, so that the first request is as fast as the next."""
         t = np.arange(int(WARM_SECONDS * WARM_RATE)) / WARM_RATE
@@ -272,26 +319,24 @@ class Pipeline:
         """Return what the language model and the vocoder make of an order, one after the other."""
         progress(LLM, 0.0)
         with timer.stage(LLM) as stage:
-            generation = self._lm.generate(
-                order.ids,
-                order.sampling,
-                seed=order.seed,
-                max_tokens=order.max_tokens,
-                shared=self._prompts.shared(order.ids),
-                progress=lambda done, most: progress(LLM, done / most),
-                should_stop=should_stop,
-            )
-            speed = generation.new_ids / max(generation.decode_seconds, 1e-9)
-            stage.note = f"prefill {generation.prefill_seconds:.3f}s, {generation.new_ids} tokens, {speed:.1f} tokens/s"
-        return Synthesis(
-            waveform=self._speak(order, generation.tokens, flow_steps, timer, progress, should_stop),
-            tokens=generation.tokens,
-            prompt_ids=tuple(order.ids),
-            timings=timer.finish(),
-            encoding=order.times,
+            generation = self._write(order, progress, should_stop)
+            stage.note = _speed(generation, generation.decode_seconds)
+        waveform = self._speak(order, generation.tokens, flow_steps, timer, progress, should_stop)
+        return _synthesis(order, generation, waveform, timer)
+
+    def _write(
+        self, order: _Order, progress: Progress, should_stop: ShouldStop, on_numbers: OnNumbers | None = None
+    ) -> Generation:
+        """Return what the language model answers to the prompt."""
+        return self._lm.generate(
+            order.ids,
+            order.sampling,
             seed=order.seed,
-            stopped=generation.stopped,
-            transcript=order.words,
+            max_tokens=order.max_tokens,
+            shared=self._prompts.shared(order.ids),
+            progress=lambda done, most: progress(LLM, done / most),
+            should_stop=should_stop,
+            on_numbers=on_numbers,
         )
 
     def _encode(self, waveform: Waveform, timer: StageTimer) -> tuple[ReferenceEncoding, EncodingTimes]:
@@ -339,7 +384,7 @@ class Pipeline:
                 progress=lambda fraction: progress(FLOW, fraction),
                 should_stop=should_stop,
             )
-            stage.note = f"{flow_steps} steps"
+            stage.note = _steps(flow_steps)
         progress(VOCODER, 0.0)
         with timer.stage(VOCODER):
             waveform = self._vocoder.sound(mel, seed=order.seed)
@@ -361,3 +406,41 @@ def _add_parts(timer: StageTimer, outcome: CacheOutcome, encoded: EncodedReferen
     for stage in critical_path(encoded.parts, start):
         timer.add(stage.name, stage.seconds, busy=stage.busy)
     timer.add("Cache write", outcome.write_seconds)
+
+
+def _add_side_by_side(timer: StageTimer, stream: SpeechStream, generation: Generation, flow_steps: int) -> None:
+    """Record language model, flow and vocoder of a stream, which ran side by side.
+
+    While the model works, it is what all wait for; the rest of the time is flow's and vocoder's, in proportion to
+    what each worked. So the three never sum to more than the time that passed.
+    """
+    decoding = generation.decode_seconds - stream.blocked_seconds
+    writing = generation.prefill_seconds + decoding
+    flow, sound = stream.voice.flow_seconds, stream.voice.sound_seconds
+    rest = max(time.perf_counter() - stream.started - writing, 0.0)
+    share = min(rest / max(flow + sound, 1e-9), 1.0)
+    timer.add(LLM, writing, busy=writing, note=_speed(generation, decoding))
+    timer.add(FLOW, share * flow, busy=flow, note=_steps(flow_steps))
+    timer.add(VOCODER, share * sound, busy=sound)
+
+
+def _speed(generation: Generation, decode_seconds: float) -> str:
+    speed = generation.new_ids / max(decode_seconds, 1e-9)
+    return f"prefill {generation.prefill_seconds:.3f}s, {generation.new_ids} tokens, {speed:.1f} tokens/s"
+
+
+def _steps(flow_steps: int) -> str:
+    return f"{flow_steps} steps"
+
+
+def _synthesis(order: _Order, generation: Generation, waveform: Waveform, timer: StageTimer) -> Synthesis:
+    return Synthesis(
+        waveform=waveform,
+        tokens=generation.tokens,
+        prompt_ids=tuple(order.ids),
+        timings=timer.finish(),
+        encoding=order.times,
+        seed=order.seed,
+        stopped=generation.stopped,
+        transcript=order.words,
+    )

@@ -49,6 +49,7 @@ class Job(Generic[T]):
         self._stop = False
         self._results: list[T] = []
         self._error: BaseException | None = None
+        self._listeners: list[Callable[[], None]] = []
 
     @property
     def state(self) -> State:
@@ -58,6 +59,13 @@ class Job(Generic[T]):
     def over(self) -> bool:
         """Whether the job will not change any more."""
         return self._state in ("done", "failed", "cancelled")
+
+    @property
+    def error(self) -> BaseException | None:
+        """What result() raises; None while the job is not over, and where there is a result."""
+        if self._error is None and self._state == "cancelled":
+            return Cancelled("The job was cancelled.")
+        return self._error
 
     @property
     def position(self) -> int:
@@ -74,11 +82,6 @@ class Job(Generic[T]):
     def changes(self) -> int:
         """How often state, position or progress have changed; see ``wait_for_change``."""
         return self._changes
-
-    @property
-    def error(self) -> BaseException | None:
-        """What the work raised, once the job is over; None where it raised nothing."""
-        return self._error
 
     def report(self, stage: str, fraction: float) -> None:
         """Called by the work: tell how far it is."""
@@ -111,11 +114,17 @@ class Job(Generic[T]):
         with self._line.changed:
             if not self._line.changed.wait_for(lambda: self.over, timeout):
                 raise TimeoutError(f"The job {self.id} is not done after {timeout} s.")
-        if self._error is not None:
-            raise self._error
-        if self._state == "cancelled":
-            raise Cancelled("The job was cancelled.")
+        if self.error is not None:
+            raise self.error
         return self._results[0]
+
+    def when_over(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` once the job is over, at once if it is; it runs in whichever thread ends the job."""
+        with self._line.changed:
+            if not self.over:
+                self._listeners.append(listener)
+                return
+        listener()
 
     def wait_for_change(self, timeout: float | None, seen: int | None = None) -> int:
         """Wait until ``changes`` differs from ``seen`` (default: from now), or for ``timeout`` s; return ``changes``.
@@ -140,6 +149,9 @@ class Job(Generic[T]):
         # The work is let go of: it may hold an upload, and the job may be kept for its result.
         self._state, self._error, self.finished, self._work = state, error, time.monotonic(), None
         self._touch()
+        for listener in self._listeners:
+            listener()
+        self._listeners.clear()
 
     def _touch(self) -> None:
         self._changes += 1

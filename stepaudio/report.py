@@ -54,8 +54,9 @@ def _lines(synthesis: Synthesis, waited: float, depth: int) -> list[str]:
         for child in stage.children:
             lines.extend(_child_lines(child, depth))
     wait = f", waited {waited:.3f}s in the queue" if waited >= 0.0005 else ""
+    first = f"first sound {synthesis.first_sound:.3f}s, " if synthesis.first_sound is not None else ""
     lines.append(
-        f"   audio {synthesis.waveform.seconds:.2f}s, RTF {synthesis.rtf:.3f}, seed {synthesis.seed}, "
+        f"   audio {synthesis.waveform.seconds:.2f}s, RTF {synthesis.rtf:.3f}, {first}seed {synthesis.seed}, "
         f"stopped: {synthesis.stopped}{wait}"
     )
     return lines
@@ -74,6 +75,7 @@ def _child_lines(stage: Stage, depth: int, indent: int = 7) -> list[str]:
 def request_record(task: str, synthesis: Synthesis, *, waited: float = 0.0) -> dict[str, Any]:
     """Return the same facts as a JSON-ready object (STEPAUDIO_LOG_FORMAT=json)."""
     encoding = synthesis.encoding
+    first = synthesis.first_sound
     return {
         "event": "request",
         "task": task,
@@ -89,6 +91,7 @@ def request_record(task: str, synthesis: Synthesis, *, waited: float = 0.0) -> d
         "stages": [_stage_record(stage) for stage in synthesis.timings.stages],
         "audio_seconds": round(synthesis.waveform.seconds, 3),
         "rtf": round(synthesis.rtf, 4),
+        **({"first_sound_seconds": round(first, 6)} if first is not None else {}),
         "seed": synthesis.seed,
         "stopped": synthesis.stopped,
     }

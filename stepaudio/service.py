@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from stepaudio.audiofile import Limits as FileLimits
 from stepaudio.audiofile import LoadedReference, encode_wav, load_reference
 from stepaudio.errors import Cancelled, StepAudioError
+from stepaudio.feed import SoundFeed, Tickets
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
 from stepaudio.pipeline import Pipeline
@@ -59,14 +60,16 @@ class Request(ABC):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CloneRequest(Request):
-    """A text to be spoken in the voice of the sound."""
+    """A text to be spoken in the voice of the sound. feed: where the sound goes while it is being made, if anywhere."""
 
     label = CLONE
 
     text: str
+    feed: SoundFeed | None = None
 
     def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        return pipeline.clone(
+        make = pipeline.clone if self.feed is None else _streaming(pipeline, self.feed)
+        return make(
             reference,
             self.text,
             self.sampling,
@@ -120,8 +123,11 @@ class Service:
 
     def __init__(self, settings: Settings, load: Callable[[], Engine]) -> None:
         self.settings = settings
+        # One worker: one request has the whole machine, and one stream at a time holds the keys and values of its
+        # prompt (at full size 65 MB a second of reference; see VocoderStream).
         self.queue = JobQueue(limit=settings.queue_limit)
         self.voices = VoiceFolder.of(settings)
+        self.tickets = Tickets()
         self._load = load
         self._engine: Engine | None = None
         self._failure: StepAudioError | None = None
@@ -168,6 +174,12 @@ class Service:
         An exported voice is imported by saving what voices.read_export makes of it.
         """
         return self._queue_up(SAVE_VOICE, lambda job: self._save(draft, job))
+
+    def submit_stream(self, request: CloneRequest, feed: SoundFeed) -> Job[CloneResult]:
+        """Queue a clone whose sound goes into ``feed`` while it is being made. Raises Busy as submit_clone() does."""
+        job = self._submit(replace(request, feed=feed))
+        feed.follow(job)
+        return job
 
     def close(self, drain_seconds: float = 5.0) -> None:
         """Take no more jobs, let the running one finish within the limit, release the engine."""
@@ -259,3 +271,8 @@ class Service:
         saved = f"Saved the voice {voice.id}, {voice.seconds:.2f} s."
         log.info("%s", "\n".join([*cache_lines(times), *loaded.notices, saved]))
         return voice
+
+
+def _streaming(pipeline: Pipeline, feed: SoundFeed) -> Callable[..., Synthesis]:
+    """Return what takes the arguments of clone() and gives its result, and the sound to the feed meanwhile."""
+    return lambda *given, **named: pipeline.stream(*given, **named).into(feed.put)

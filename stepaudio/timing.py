@@ -58,9 +58,13 @@ class StageTimer:
             self._open.pop()
             self._open[-1].children.append(stage.close(self._clock()))
 
-    def add(self, name: str, seconds: float, busy: float | None = None) -> None:
+    def add(self, name: str, seconds: float, busy: float | None = None, note: str = "") -> None:
         """Record a stage that something else has measured, as a child of the stage that is open now."""
-        self._open[-1].children.append(Stage(name, seconds, busy=busy))
+        self._open[-1].children.append(Stage(name, seconds, busy=busy, note=note))
+
+    def seconds_at(self, instant: float) -> float:
+        """Return how many seconds after the timer was made an instant of its clock was."""
+        return instant - self._root.start
 
     def synchronize_with(self, synchronize: Callable[[], None]) -> None:
         """Wait for this device from now on; for a timer that was started before the device was known."""

@@ -159,6 +159,7 @@ class Synthesis:
 
     prompt_ids: what the language model read.   notices: sentences the user should see beside the sound.
     transcript: the words of the sound, as far as they are known: with them it can be the next reference.
+    first_sound: of a stream, the seconds until its first piece, on the clock of ``timings``.
     """
 
     waveform: Waveform
@@ -170,6 +171,7 @@ class Synthesis:
     stopped: Stopped
     notices: tuple[str, ...] = ()
     transcript: str = ""
+    first_sound: float | None = None
 
     @property
     def cache_hit(self) -> bool:

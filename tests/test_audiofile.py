@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 import soundfile
 
-from stepaudio.audiofile import FORMATS, SUFFIXES, Limits, check_format, encode, encode_wav, format_of, load_reference
+from stepaudio.audiofile import (
+    FORMATS,
+    SUFFIXES,
+    Limits,
+    check_format,
+    encode,
+    encode_wav,
+    format_of,
+    load_reference,
+    pcm16,
+    wav_header,
+)
 from stepaudio.errors import InvalidInput
 from stepaudio.types import Waveform
 from tests.conftest import voice
@@ -157,6 +168,17 @@ def test_samples_beyond_full_scale_are_clipped_not_wrapped():
     read, _ = soundfile.read(io.BytesIO(encode_wav(Waveform(np.array([2.0, -2.0], np.float32), 24000))))
     assert read[0] > 0.99
     assert read[1] < -0.99
+
+
+def test_samples_are_rounded_to_the_nearest_integer():
+    samples = np.array([0.4, 0.6, -0.4, -0.6, 32767.4, -32768.4], np.float32) / 32768
+    assert np.frombuffer(pcm16(samples), "<i2").tolist() == [0, 1, 0, -1, 32767, -32768]
+
+
+def test_a_wav_of_unknown_length_is_read_to_its_end():
+    file = wav_header(24_000) + pcm16(voice(1.0).samples)
+    samples, rate = soundfile.read(io.BytesIO(file))
+    assert (len(samples), rate) == (24_000, 24_000)
 
 
 # Output formats.

@@ -289,6 +289,56 @@ def test_stop_ends_the_run_and_the_next_one_works(slow_page, slow_server):
     clone(slow_page, None)
 
 
+def player(page) -> dict[str, str]:
+    """Return what the player says of itself."""
+    return page.locator("#player .stepaudio-player").evaluate("line => ({...line.dataset})")
+
+
+def wait_for_player(page, state: str) -> None:
+    page.wait_for_function(
+        "state => document.querySelector('#player .stepaudio-player').dataset.state === state",
+        arg=state,
+        timeout=30_000,
+    )
+
+
+def test_the_sound_that_is_played_at_once_is_all_of_the_file(page, recordings, tmp_path):
+    clone(page, recordings["a"], "A text that is long enough for some five seconds of sound, to be heard at once.")
+    with page.expect_download() as download:
+        page.locator("#result a[download]").click()
+    download.value.save_as(tmp_path / "result.wav")
+    wait_for_player(page, "ended")
+    said = player(page)
+    assert int(said["samples"]) == len(soundfile.read(tmp_path / "result.wav")[0])
+    assert 0 < float(said["firstMs"]) < 10_000
+    assert "first sound was ready" in page.locator("#run").inner_text()
+    assert page.outside() == []
+
+
+def test_the_sound_begins_while_it_is_being_made_and_ends_with_stop(slow_page, slow_server):
+    before = slow_server.log.count("Clone cancelled.")
+    wait_for_player(slow_page, "playing")
+    assert "RTF" not in slow_page.locator("#run").inner_text()
+    slow_page.locator("#player").get_by_text(re.compile(r"▶ \d+\.\d s / \d+\.\d s …")).wait_for()
+    slow_page.get_by_role("button", name="Stop").click()
+    wait_for_player(slow_page, "stopped")
+    wait_for_cancelled(slow_server, before + 1)
+
+
+def test_without_the_tick_the_sound_comes_when_it_is_complete(page, recordings):
+    page.locator("#live input").uncheck()
+    report = clone(page, recordings["a"])
+    assert "first sound" not in report
+    assert player(page) == {}
+
+
+def test_playing_the_file_ends_the_playing_at_once(page, recordings):
+    clone(page, recordings["a"], "A text that is long enough for some five seconds of sound, to be heard at once.")
+    page.locator("#player").get_by_text(re.compile(r"▶ \d+\.\d s / \d+\.\d s$")).wait_for()  # all of it has come
+    page.locator("#result").get_by_label("Play", exact=True).click()
+    wait_for_player(page, "stopped")
+
+
 def test_a_voice_can_be_recorded(browser, server, tmp_path):
     """Chromium plays a file in place of the microphone."""
     soundfile.write(tmp_path / "spoken.wav", voice(6.0, 48000).samples, 48000)
@@ -334,8 +384,21 @@ def test_a_forged_path_is_neither_read_nor_fetched(server, tmp_path, path):
     soundfile.write(server.folder / "outside.wav", voice(2.0).samples, 24000)
     path = path.format(folder=server.folder, port=server.port)
     config = httpx.get(f"{server.url}/config").json()
-    number = next(d["id"] for d in config["dependencies"] if len(d["inputs"]) == 11)
-    data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, "words", "text", False, 1, 0.7, 50, 1.0, 1, 1, "en"]
+    number = next(d["id"] for d in config["dependencies"] if len(d["inputs"]) == 12)
+    data = [
+        {"path": path, "meta": {"_type": "gradio.FileData"}},
+        "words",
+        "text",
+        False,
+        1,
+        0.7,
+        50,
+        1.0,
+        1,
+        1,
+        "",
+        "en",
+    ]
     held = set((server.folder / "gradio").rglob("*"))
     blocks = server.log.count("Total time")
     joined = httpx.post(

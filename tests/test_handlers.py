@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import itertools
 import logging
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from stepaudio.errors import Cancelled
 from stepaudio.log import TextFormatter
 from stepaudio.queue import JobQueue
 from stepaudio.service import Service
@@ -158,6 +160,41 @@ def test_every_field_reaches_the_pipeline(service, good, monkeypatch):
     assert (reference.text, text) == ("T", "X")
     assert (sampling.seed, sampling.temperature, sampling.top_k, sampling.top_p) == (9, 0.3, 7, 0.8)
     assert (others["flow_steps"], others["max_seconds"]) == (3, 0.5)
+
+
+def heard(feed) -> bytes:
+    """Return what the reader of a feed gets."""
+
+    async def read() -> bytes:
+        got = b""
+        while (part := await feed.next()) is not None:
+            got += part
+        return got
+
+    return asyncio.run(asyncio.wait_for(read(), 10))
+
+
+def test_a_request_with_a_ticket_is_heard_by_its_holder_while_it_is_made(service, good):
+    ticket = service.tickets.open()
+    feed = service.tickets.claim(ticket, "read")
+    view = clone(service, good, ticket=ticket)
+    assert view.error == ""
+    assert view.wav[44:] == heard(feed)
+    assert view.synthesis.first_sound is not None
+
+
+def test_a_request_that_is_not_accepted_ends_the_wait_of_its_tickets_holder(service):
+    ticket = service.tickets.open()
+    feed = service.tickets.claim(ticket, "read")
+    assert clone(service, None, ticket=ticket).error != ""
+    assert heard(feed) == b""
+    assert isinstance(feed.error, Cancelled)
+
+
+def test_a_ticket_that_is_not_good_costs_only_the_playing_at_once(service, good):
+    view = clone(service, good, ticket="worn out")
+    assert view.wav is not None
+    assert view.synthesis.first_sound is None
 
 
 def test_an_unforeseen_error_is_logged_with_its_traceback_and_shown_with_the_request_id(

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,16 @@ def test_the_report_of_the_predecessor_is_reproduced_to_the_letter():
         assert expected in lines
     (hit,) = cache_lines(EncodingTimes(True, 0.012, 0.003))
     assert hit == "✅ FunASR cache HIT! Total: 0.015s (hash: 0.012s, lookup: 0.003s)"
+
+
+def test_a_stream_tells_its_first_sound_and_nothing_else_changes():
+    whole = synthesis(hit=True)
+    stream = replace(whole, first_sound=0.4321)
+    *lines, last = request_block(stream).splitlines()
+    assert lines == request_block(whole).splitlines()[:-1]
+    assert last == "   audio 2.00s, RTF 6.023, first sound 0.432s, seed 7, stopped: end"
+    assert request_record("Clone", stream)["first_sound_seconds"] == 0.4321
+    assert "first_sound_seconds" not in request_record("Clone", whole)
 
 
 def test_a_block_has_at_most_twenty_lines():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from stepaudio.errors import Busy, Cancelled, InvalidInput
+from stepaudio.errors import Busy, Cancelled, GenerationError, InvalidInput
 from stepaudio.queue import Job, JobQueue
 
 
@@ -335,3 +335,26 @@ def test_a_job_that_is_kept_for_its_result_keeps_no_upload(queue: JobQueue) -> N
     del upload
     assert within(5, lambda: gc.collect() >= 0 and reference() is None)
     assert job.result(0) == 1
+
+
+def test_whoever_waits_for_the_end_is_told_it_with_the_error_once() -> None:
+    told = []
+
+    def fail(job: Job[None]) -> None:
+        raise GenerationError("made up")
+
+    with JobQueue(limit=4) as queue:
+        release = threading.Event()
+        good = queue.submit(lambda job: release.wait(5))
+        bad, never = queue.submit(fail), queue.submit(fail)
+        for job in (good, bad, never):
+            assert job.error is None
+            job.when_over(lambda job=job: told.append((job, job.state, type(job.error))))
+        never.cancel()
+        release.set()
+        good.result(5)
+        with pytest.raises(GenerationError):
+            bad.result(5)
+    assert told == [(never, "cancelled", Cancelled), (good, "done", type(None)), (bad, "failed", GenerationError)]
+    good.when_over(lambda: told.append("late"))
+    assert told[3:] == ["late"]

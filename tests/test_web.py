@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,3 +104,8 @@ def test_the_report_has_a_row_for_each_stage_and_no_foreign_markup(language):
     assert "<script>" not in html
     assert "<b>" not in html
     assert say(language, "stopped_end") in html
+
+
+def test_the_report_of_a_stream_says_when_its_first_sound_was_ready():
+    assert "The first sound was ready after 0.43 s." in run_report(replace(synthesis(), first_sound=0.432), "en")
+    assert "first sound" not in run_report(synthesis(), "en")

@@ -9,6 +9,7 @@ length does not.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ class VocoderStream:
     Streams share nothing but the networks' weights: any number may run side by side, each used by one thread at a
     time. How much a stream holds is bounded however long it runs; most of it are the prompt's keys and values
     (at full size 1.3 MB a frame, 65 MB a second, at ten steps), which close() gives back.
+
+    flow_seconds, sound_seconds: what the two networks have worked so far.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class VocoderStream:
         self._numbers = np.zeros(0, dtype=np.int64)  # those that have not become sound
         self._past: FlowPast | None = None
         self._pieces = 0
+        self.flow_seconds = self.sound_seconds = 0.0
 
     def push(self, numbers: npt.ArrayLike) -> FloatArray:
         """Return the sound float32 (N,) that the next ``numbers`` (n,) of ``<audio_N>`` make ready, often none.
@@ -162,7 +166,8 @@ class VocoderStream:
         """Return the flow's past after the prompt."""
         voice = self._voice
         ahead = rows(self._numbers[:GROUP])[: self._lookahead]
-        return self._flow.begin(
+        started = time.perf_counter()
+        past = self._flow.begin(
             self._tensor(np.concatenate((voice.rows, ahead))),
             voice.mel,
             voice.speaker,
@@ -171,11 +176,14 @@ class VocoderStream:
             window=self._config.flow_window,
             should_stop=self._should_stop,
         )
+        self.flow_seconds += time.perf_counter() - started
+        return past
 
     def _speak(self, sound: SoundStream, past: FlowPast, numbers: IntArray, *, last: bool) -> FloatArray:
         """Return the samples (N,) that are ready after a piece, whose last group is looked at only, if not ``last``."""
         table = rows(numbers)
         count = len(table) if last else len(table) - ROWS_PER_GROUP
+        started = time.perf_counter()
         mel, self._past = self._flow.extend(
             self._tensor(table if last else table[: count + self._lookahead]),
             self._voice.speaker,
@@ -187,10 +195,15 @@ class VocoderStream:
             encoder_window=self._config.encoder_window,
             should_stop=self._should_stop,
         )
+        # Looking also waits for the device, so that the clock is honest.
+        check_finite(mel, "The flow produced values")
+        middle = time.perf_counter()
         samples = sound.extend(mel.transpose(1, 2), last=last)[0]
-        # A mel that is not finite gives no finite samples: one look, one wait for the device.
         check_finite(samples, "The vocoder produced samples")
-        return samples.cpu().numpy()
+        result: FloatArray = samples.cpu().numpy()
+        self.flow_seconds += middle - started
+        self.sound_seconds += time.perf_counter() - middle
+        return result
 
     def _draw(self, count: int) -> Tensor:
         """Return the noise of the frames of ``count`` rows."""

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepaudio.errors import InvalidInput, StepAudioError
+from stepaudio.errors import Cancelled, InvalidInput, StepAudioError
 from stepaudio.log import NO_REQUEST, request_context
 from stepaudio.queue import Job
 from stepaudio.service import CloneRequest, CloneResult, Service
+from stepaudio.settings import Settings
 from stepaudio.types import SamplingParams, Synthesis
 from stepaudio.web.sentences import in_language
 from stepaudio.web.sessions import SessionJobs
@@ -27,7 +28,10 @@ ShowProgress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class CloneForm:
-    """The fields of the clone page as the browser sent them; numbers may be missing."""
+    """The fields of the clone page as the browser sent them; numbers may be missing.
+
+    ticket: of the stream by which the browser wants to hear the sound while it is being made (see feed.py); or "".
+    """
 
     audio_path: str | None
     transcript: str
@@ -39,6 +43,7 @@ class CloneForm:
     top_p: float | None
     max_seconds: float | None
     flow_steps: float | None
+    ticket: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +66,10 @@ def run_clone(
     """
     job: Job[CloneResult] | None = None
     request_id = NO_REQUEST
+    feed = service.tickets.claim(form.ticket, "write")
     try:
-        job = service.submit_clone(_request(service, form, language))
+        request = _request(service, form, language)
+        job = service.submit_stream(request, feed) if feed is not None else service.submit_clone(request)
         request_id = job.id
         jobs.begin(session, job)
         result = _follow(job, language, show)
@@ -76,6 +83,8 @@ def run_clone(
     finally:
         if job is not None:
             jobs.end(session, job)
+        elif feed is not None:
+            feed.end(Cancelled("The request was not accepted."))
     return CloneView(request_id, result.wav, result.synthesis)
 
 
@@ -93,6 +102,11 @@ def _request(service: Service, form: CloneForm, language: Language) -> CloneRequ
         audio = path.read_bytes()
     except OSError as error:
         raise InvalidInput("The uploaded reference is no longer there; please upload it again.") from error
+    return clone_request(settings, audio, form)
+
+
+def clone_request(settings: Settings, audio: bytes, form: CloneForm) -> CloneRequest:
+    """Return the request of a form and the bytes of its reference. Raises InvalidInput for a number out of range."""
     seed = None if form.new_seed or form.seed is None else int(form.seed)
     sampling = SamplingParams(
         temperature=_number(form.temperature, settings.temperature, 0.0, 2.0, "temperature"),

@@ -35,8 +35,12 @@ CSS = """
 .stepaudio-run .share { position: relative; min-width: 6em; }
 .stepaudio-run .share span { position: absolute; left: 0; top: 15%; bottom: 15%; background: #f9731640; }
 .stepaudio-run tfoot tr { border-top: 1px solid currentColor; }
+.stepaudio-player progress { width: 100%; }
 footer { display: none !important; }
 """
+
+
+PLAYER = '<div class="stepaudio-player" hidden><progress max="1"></progress><span></span></div>'  # see player.js
 
 
 class Page:
@@ -67,11 +71,14 @@ class Page:
                     self.transcript = gr.Textbox(lines=2, elem_id="transcript")
                     self.text = gr.Textbox(lines=4, elem_id="text")
                     self._build_advanced()
+                    self.live = gr.Checkbox(value=True, interactive=True, elem_id="live")  # read by player.js
+                    self.ticket = gr.Textbox("", visible=False)  # filled in by player.js
                     with gr.Row():
                         self.generate = gr.Button(variant="primary", scale=4, elem_id="generate")
                         self.stop = gr.Button(variant="stop", scale=1, min_width=100, elem_id="stop")
                 with gr.Column():
                     self.error = gr.Markdown(elem_id="error", visible=False)
+                    gr.HTML(PLAYER, elem_id="player")
                     self.result = gr.Audio(interactive=False, elem_id="result", buttons=["download"])
                     self.run = gr.HTML(elem_id="run")
                     self._build_cache()
@@ -118,7 +125,7 @@ class Page:
                 self.generate,
                 self.stop,
             ),
-            *(self.result, self.cache_box, self.clear, self.clear_sure, self.clear_yes, self.clear_no),
+            *(self.live, self.result, self.cache_box, self.clear, self.clear_sure, self.clear_yes, self.clear_no),
         ]
         status = [self.banner, self.cache, self.weights]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -142,13 +149,15 @@ class Page:
             *(self.reference, self.transcript, self.text, self.new_seed, self.seed),
             *(self.temperature, self.top_k, self.top_p, self.max_seconds, self.flow_steps),
         ]
+        asked = [*fields, self.ticket, self.language]
         self.generate.click(
             self._generate,
-            [*fields, self.language],
+            asked,
             [self.result, self.run, self.error, self.seed, self.last, *status],
             api_visibility="private",
             show_progress_on=self.result,
             concurrency_limit=None,
+            js=f"(...values) => stepaudioPlayer.begin(values.slice(0, {len(asked)}))",
         )
         self.stop.click(self._stop, None, None, **private)
         blocks.unload(self._stop)  # a reload or a closed tab: nobody waits for the job any more
@@ -224,6 +233,7 @@ class Page:
                 for key in ("new_seed", "seed", "temperature", "top_k", "top_p", "max_seconds", "flow_steps")
             ),
             *(gr.update(value=word(key)) for key in ("generate", "stop")),
+            gr.update(label=word("live")),
             gr.update(label=word("result")),
             gr.update(label=word("cache")),
             *(gr.update(value=word(key)) for key in ("clear", "clear_sure", "clear_yes", "clear_no")),

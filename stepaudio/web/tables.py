@@ -23,7 +23,10 @@ def run_report(synthesis: Synthesis, language: Language) -> str:
         stopped=say(language, f"stopped_{synthesis.stopped}"),
     )
     notices = [in_language(notice, language) for notice in synthesis.notices]
-    sentences = [*notices, summary, say(language, "hit" if synthesis.cache_hit else "miss")]
+    sentences = [*notices, summary]
+    if synthesis.first_sound is not None:
+        sentences.append(say(language, "first_sound", seconds=synthesis.first_sound))
+    sentences.append(say(language, "hit" if synthesis.cache_hit else "miss"))
     paragraphs = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
     return f'<div class="stepaudio-run">{paragraphs}{stage_table(synthesis, language)}</div>'
 

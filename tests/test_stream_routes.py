@@ -1,0 +1,262 @@
+"""Sound over HTTP while it is being made, through a real server on tiny weights."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+import uvicorn
+
+from stepaudio import stream_routes
+from stepaudio.api import build_app
+from stepaudio.audiofile import encode_wav
+from stepaudio.errors import GenerationError
+from stepaudio.feed import SoundFeed
+from stepaudio.queue import JobQueue
+from stepaudio.service import CloneRequest, Service
+from stepaudio.settings import Settings
+from stepaudio.stream_routes import SoundResponse
+from stepaudio.types import SamplingParams
+from tests.conftest import ROOT, voice
+
+LONG = "[sigh] " * 60
+RECORDING = encode_wav(voice(2.0))
+
+
+@pytest.fixture
+def service(make_engine, tiny_weights, tmp_path):
+    weights = shutil.copytree(tiny_weights, tmp_path / "weights")
+    (weights / "card.json").write_text(json.dumps({"title": "long"}))
+    engine = make_engine(weights=str(weights), max_output_seconds=300.0)
+    running = Service(Settings(cache_dir=tmp_path / "cache", max_upload_megabytes=2), lambda: engine)
+    running.start()
+    assert running.wait_until_decided(120) == "ready"
+    return running
+
+
+@pytest.fixture
+def client(service):
+    """A client of a server that runs in a thread of this process, so that tests may change what it does."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(build_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with httpx.Client(base_url=url, timeout=60) as made:
+            while not server.started:
+                time.sleep(0.05)
+            yield made
+        server.should_exit = True
+        thread.join(30)
+
+
+def form(**fields) -> dict:
+    asked = {"transcript": "the words", "text": LONG, "seed": "3", "flow_steps": "1", "max_seconds": "2", **fields}
+    return {"data": asked, "files": {"audio": ("voice.wav", RECORDING)}}
+
+
+def job_of(service: Service, monkeypatch) -> list:
+    """Return a list that gets each job that is submitted from now on."""
+    jobs = []
+    submit = service.queue.submit
+    monkeypatch.setattr(service.queue, "submit", lambda *args, **kw: jobs.append(submit(*args, **kw)) or jobs[-1])
+    return jobs
+
+
+def test_a_form_becomes_a_wav_of_unknown_length_and_the_same_as_pcm(client):
+    wav = client.post("/stream", **form())
+    pcm = client.post("/stream?format=pcm", **form())
+    assert (wav.status_code, wav.headers["content-type"]) == (200, "audio/wav")
+    assert wav.content[40:44] == b"\xff\xff\xff\xff"
+    samples, rate = soundfile.read(io.BytesIO(wav.content), dtype="int16")
+    assert (len(samples), rate) == (16 * 2880, 24_000)
+    assert (pcm.status_code, pcm.headers["content-type"]) == (200, "audio/pcm")
+    assert {name: pcm.headers[name] for name in ("x-sample-rate", "x-sample-format", "x-channels")} == {
+        "x-sample-rate": "24000",
+        "x-sample-format": "s16le",
+        "x-channels": "1",
+    }
+    np.testing.assert_array_equal(np.frombuffer(pcm.content, "<i2"), samples)
+    assert "content-length" not in pcm.headers
+
+
+def test_the_first_bytes_come_long_before_the_sound_is_complete_and_the_log_tells_when(client, service, caplog):
+    caplog.set_level(logging.INFO, logger="stepaudio")
+    times = []
+    with client.stream("POST", "/stream?format=pcm", **form(max_seconds="15")) as answer:
+        received = sum((times.append(time.monotonic()), len(part))[1] for part in answer.iter_raw())
+        request_id = answer.headers["x-request-id"]
+    assert received == 2 * 125 * 2880
+    assert len(times) >= 8
+    (block,) = [r.getMessage() for r in caplog.records if "Total time" in r.getMessage()]
+    total, first = (float(re.search(p, block)[1]) for p in (r"Total time: ([\d.]+)s", r"first sound ([\d.]+)s"))
+    assert first < total / 2
+    assert times[-1] - times[0] > total / 3
+    assert len(block.splitlines()) <= 20
+    assert re.fullmatch("[0-9a-f]{8}", request_id)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "files", "status", "expected"),
+    [
+        ("/stream", {"text": ""}, None, 400, "The text is empty."),
+        ("/stream", {"seed": "many"}, None, 400, "it must be a number"),
+        ("/stream", {"seed": "nan"}, None, 400, "seed"),
+        ("/stream", {"temperature": "99"}, None, 400, "temperature is 99"),
+        ("/stream", {"speed": "2"}, None, 400, "'speed' is not known"),
+        ("/stream?format=mp3", {}, None, 400, "there are wav and pcm"),
+        ("/stream", {}, {}, 400, "no file named audio"),
+        ("/stream", {}, {"audio": ("a.wav", b"a letter" * 99)}, 400, "cannot be read as sound"),
+        ("/stream", {}, {"audio": ("a.wav", bytes(4_000_000))}, 400, "at most"),
+    ],
+)
+def test_what_is_wrong_has_a_status_and_one_sentence(client, path, fields, files, status, expected):
+    asked = form(**fields)
+    answer = client.post(path, data=asked["data"], files=asked["files"] if files is None else files)
+    assert answer.status_code == status
+    assert list(answer.json()) == ["error"]
+    assert expected in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+
+
+def test_a_body_that_is_no_form_is_told_so(client):
+    answer = client.post("/stream", content=b"x=1", headers={"Content-Type": "multipart/form-data; boundary=xx"})
+    assert answer.status_code == 400
+    assert list(answer.json()) == ["error"]
+
+
+def test_a_full_line_is_503_and_says_when_to_come_again(client, service, monkeypatch):
+    release = threading.Event()
+    with JobQueue(limit=1) as full:
+        monkeypatch.setattr(service, "queue", full)
+        for _ in range(2):
+            full.submit(lambda job: release.wait(30))
+        answer = client.post("/stream", **form())
+        release.set()
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "60"
+    assert "The line is full" in answer.json()["error"]
+
+
+def test_an_unforeseen_error_before_the_first_byte_is_told_by_its_request_id(client, service, monkeypatch, caplog):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(service.engine.pipeline, "stream", broken)
+    answer = client.post("/stream", **form())
+    assert answer.status_code == 500
+    assert re.fullmatch(r"Internal error, request [0-9a-f]{8}: the server's log says more\.", answer.json()["error"])
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_an_error_after_the_first_byte_ends_the_connection_abnormally(client, service, monkeypatch):
+    lm = service.engine.pipeline._lm
+    draw, count = lm._draw, iter(range(200))
+
+    def failing(*args):
+        if next(count, None) is None:
+            raise GenerationError("made up")
+        draw(*args)
+
+    monkeypatch.setattr(lm, "_draw", failing)
+    with client.stream("POST", "/stream", **form(max_seconds="20")) as answer:
+        assert answer.status_code == 200
+        parts = answer.iter_raw()
+        assert len(next(parts)) > 0
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+            list(parts)
+
+
+@pytest.mark.parametrize("after", ["the first byte", "the question"])
+def test_a_client_that_leaves_stops_its_job_within_a_second(client, service, monkeypatch, after):
+    jobs = job_of(service, monkeypatch)
+    if after == "the first byte":
+        with client.stream("POST", "/stream", **form(max_seconds="150")) as answer:
+            next(answer.iter_raw())
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            # Fifty steps: nothing can be there before the client has gone.
+            client.post("/stream", **form(max_seconds="150", flow_steps="50"), timeout=0.05)
+    start = time.monotonic()
+    while not (jobs and jobs[0].over):
+        assert time.monotonic() - start < 5
+        time.sleep(0.01)
+    if after == "the first byte":
+        assert time.monotonic() - start < 1.0
+    assert jobs[0].state == "cancelled"
+    assert client.post("/stream", **form()).status_code == 200
+
+
+def test_a_client_that_takes_nothing_for_too_long_is_dropped(monkeypatch):
+    monkeypatch.setattr(stream_routes, "STALLED_SECONDS", 0.2)
+    sent = []
+
+    async def stuck(message):
+        sent.append(message)
+        if message.get("body"):
+            await asyncio.sleep(60)
+
+    feed = SoundFeed()
+    feed.put(voice(1.0))
+    feed.end()
+    response = SoundResponse(feed, "pcm")
+    asyncio.run(asyncio.wait_for(response({}, lambda: asyncio.sleep(60), stuck), 5))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[1]["more_body"]  # nothing says that this was all
+
+
+def test_a_ticket_leads_to_the_sound_of_its_job_once_and_for_nobody_else(client, service):
+    ticket, other = (client.post("/stream/tickets").json()["ticket"] for _ in range(2))
+    feed = service.tickets.claim(ticket, "write")
+    assert ticket != other
+    request = CloneRequest(RECORDING, "the words", LONG, SamplingParams(seed=3), flow_steps=1, max_seconds=2.0)
+    job = service.submit_stream(request, feed)
+    answer = client.get(f"/stream/{ticket}")
+    assert answer.status_code == 200
+    assert b"".join((job.result(30).wav[:44], answer.content)) == job.result(30).wav
+    again = client.get(f"/stream/{ticket}")
+    assert (again.status_code, list(again.json())) == (404, ["error"])
+    assert client.get("/stream/guessed").status_code == 404
+
+
+def test_a_ticket_without_a_job_is_answered_in_time(client, monkeypatch):
+    monkeypatch.setattr(stream_routes, "TICKET_SECONDS", 0.3)
+    answer = client.get("/stream/" + client.post("/stream/tickets").json()["ticket"])
+    assert answer.status_code == 503
+    assert answer.json() == {"error": "No request came with this ticket."}
+
+
+def test_the_page_loads_its_player_from_here(client):
+    page = client.get("/").text
+    assert 'src=\\"/stream/player.js\\"' in page
+    player = client.get("/stream/player.js")
+    assert player.headers["content-type"].startswith("text/javascript")
+    assert "stepaudioPlayer" in player.text
+    assert "http" not in player.text
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_line_of_the_readme_works(client, tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = [line for line in readme.splitlines() if line.startswith("curl ")]
+    (tmp_path / "my-recording.wav").write_bytes(RECORDING)
+    command = line.replace("http://127.0.0.1:7860", str(client.base_url).rstrip("/"))
+    assert command != line
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True, timeout=60)
+    samples, rate = soundfile.read(tmp_path / "spoken.wav")
+    assert rate == 24_000
+    assert len(samples) % 2880 == 0
+    assert len(samples) > 0
