@@ -12,6 +12,8 @@ import torch
 from stepaudio import device
 from stepaudio.encoder import funasr_folder
 from stepaudio.loading import S3_ONNX, load_encoder
+from stepaudio.tokens import interleave
+from stepaudio.vocoder.vocoder import load_vocoder
 from stepaudio.weights import WeightsFolder, read_card
 
 from .conftest import voice
@@ -61,3 +63,17 @@ def test_a_sound_becomes_codes_and_a_voice(weights: WeightsFolder) -> None:
     assert len(set(first.semantic.tolist())) > 10
     likeness = float(first.speaker @ second.speaker / np.linalg.norm(first.speaker) / np.linalg.norm(second.speaker))
     assert likeness > 0.7
+
+
+def test_codes_become_sound_that_is_as_long_and_neither_silent_nor_clipped(weights: WeightsFolder) -> None:
+    encoder = load_encoder(weights, device.choose("cpu"))
+    said = encoder.encode(voice(2.0)).encoding
+    encoder.close()
+    vocoder = load_vocoder(weights.cosyvoice, torch.device("cpu"))
+    tokens = interleave(said.linguistic, said.semantic)
+    with torch.inference_mode():
+        mel = vocoder.flow(tokens, tokens, said.mel, said.speaker, seed=1)
+        sound = vocoder.sound(mel, seed=1).samples
+    assert len(sound) == tokens.groups * 2880
+    assert 0.01 < float(np.sqrt(np.mean(sound**2))) < 0.5
+    assert float(np.abs(sound).max()) < 0.99
