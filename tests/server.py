@@ -78,6 +78,7 @@ class Server:
             except httpx.TransportError:
                 pass
             time.sleep(0.2)
+        self.kill()
         raise AssertionError(f"the server was not ready in {START_SECONDS} s:\n{self.log}")
 
     def kill(self, how: int = signal.SIGKILL) -> None:
