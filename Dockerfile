@@ -17,7 +17,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends ffmpeg \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin stepaudio \
-    && install --directory --owner=10001 --group=10001 /app/cache
+    && install --directory --owner=10001 --group=10001 /app/cache /app/data
 WORKDIR /app
 # HF_HUB_OFFLINE: nothing is fetched behind the user's back; `python -m stepaudio download` does not go through it.
 # NUMBA_CACHE_DIR: numba, which FunASR imports, wants a writable folder under whatever user the container runs.

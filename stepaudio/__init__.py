@@ -1,1 +1,24 @@
 """stepaudio: clone and edit a voice on one's own hardware with Step-Audio-EditX."""
+
+from stepaudio.errors import Busy, Cancelled, GenerationError, InvalidInput, StepAudioError, WeightsError
+from stepaudio.library import load_pipeline, read_sound, write_sound
+from stepaudio.settings import Settings
+from stepaudio.types import Reference, SamplingParams, Synthesis, Task, Waveform
+
+__all__ = [
+    "Busy",
+    "Cancelled",
+    "GenerationError",
+    "InvalidInput",
+    "Reference",
+    "SamplingParams",
+    "Settings",
+    "StepAudioError",
+    "Synthesis",
+    "Task",
+    "Waveform",
+    "WeightsError",
+    "load_pipeline",
+    "read_sound",
+    "write_sound",
+]

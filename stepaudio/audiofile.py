@@ -1,4 +1,4 @@
-"""Sound files of users to Waveform, and Waveform to bytes.
+"""Sound files of users to Waveform, and Waveform to bytes of the output formats.
 
 Nothing here trusts its input: sizes and lengths are bounded before memory is taken, and whatever cannot be read is
 answered with one sentence (InvalidInput).
@@ -12,12 +12,16 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import soundfile
 
 from stepaudio.errors import InvalidInput
+from stepaudio.settings import Settings
 from stepaudio.types import FloatArray, Waveform
 
 log = logging.getLogger(__name__)
@@ -37,6 +41,31 @@ UNKNOWN_SIZE = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
+class FileFormat:
+    """How sound is written. container, subtype: libsndfile's names. media_type: what HTTP calls it."""
+
+    suffix: str
+    container: str
+    subtype: str
+    media_type: str
+
+
+FORMATS: Mapping[str, FileFormat] = MappingProxyType(
+    {
+        "wav": FileFormat(".wav", "WAV", "PCM_16", "audio/wav"),
+        "flac": FileFormat(".flac", "FLAC", "PCM_16", "audio/flac"),
+        "mp3": FileFormat(".mp3", "MP3", "MPEG_LAYER_III", "audio/mpeg"),
+        "opus": FileFormat(".opus", "OGG", "OPUS", "audio/ogg"),
+        "pcm": FileFormat(".pcm", "RAW", "PCM_16", "audio/pcm"),
+    }
+)
+"""The output formats by their names; pcm is bare samples, 16 bits, little-endian, at the sound's own rate."""
+SUFFIXES: Mapping[str, str] = MappingProxyType(
+    {found.suffix: name for name, found in FORMATS.items()} | {".ogg": "opus"}
+)
+
+
+@dataclass(frozen=True)
 class Limits:
     """What a reference file may be; the fields are those of Settings."""
 
@@ -44,6 +73,16 @@ class Limits:
     min_seconds: float = 0.5
     max_seconds: float = 30.0
     refuse_long: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """Return the limits that the settings give."""
+        return cls(
+            max_bytes=settings.max_upload_bytes,
+            min_seconds=settings.min_reference_seconds,
+            max_seconds=settings.max_reference_seconds,
+            refuse_long=settings.long_reference == "refuse",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +126,51 @@ def load_reference(data: bytes, limits: Limits) -> LoadedReference:
     return LoadedReference(Waveform(samples, rate), tuple(notices))
 
 
+def check_format(name: str) -> FileFormat:
+    """Return the output format of this name; raises InvalidInput for one that is unknown or not to be had here."""
+    found = FORMATS.get(name)
+    if found is None:
+        raise InvalidInput(f"There is no output format {name!r}; the formats are {', '.join(FORMATS)}.")
+    if found.container not in soundfile.available_formats() or not soundfile.check_format(
+        found.container, found.subtype
+    ):
+        raise InvalidInput(
+            f"The sound library of this machine (libsndfile {soundfile.__libsndfile_version__}) cannot write {name}; "
+            "wav and flac always work."
+        )
+    return found
+
+
+def format_of(path: Path) -> str:
+    """Return the name of the output format that a file's name asks for; raises InvalidInput as check_format does."""
+    name = SUFFIXES.get(path.suffix.lower())
+    if name is None:
+        raise InvalidInput(f"The name {path.name!r} ends in no output format; the endings are {', '.join(SUFFIXES)}.")
+    check_format(name)
+    return name
+
+
+def encode(waveform: Waveform, name: str) -> bytes:
+    """Return the waveform in an output format (see FORMATS); samples beyond full scale are clipped.
+
+    Raises InvalidInput as check_format does, and for a sample rate that the format does not have.
+    """
+    wanted = check_format(name)
+    target = io.BytesIO()
+    try:
+        soundfile.write(
+            target,
+            np.clip(waveform.samples, -1.0, 1.0),
+            waveform.sample_rate,
+            format=wanted.container,
+            subtype=wanted.subtype,
+            endian="LITTLE" if wanted.container == "RAW" else None,
+        )
+    except soundfile.LibsndfileError as error:
+        raise InvalidInput(f"Sound of {waveform.sample_rate} samples a second cannot be written as {name}.") from error
+    return target.getvalue()
+
+
 def pcm16(samples: FloatArray) -> bytes:
     """Return samples float32 (N,) as 16-bit little-endian integers, 2 * N bytes; what exceeds [-1, 1] is clipped."""
     return np.clip(np.rint(samples * PCM16_SCALE), -PCM16_SCALE, PCM16_SCALE - 1).astype("<i2").tobytes()
@@ -106,6 +190,13 @@ def encode_wav(waveform: Waveform) -> bytes:
     """Return the waveform as a 16-bit WAV file."""
     data = pcm16(waveform.samples)
     return wav_header(waveform.sample_rate, len(data)) + data
+
+
+def encode_float_wav(waveform: Waveform) -> bytes:
+    """Return the waveform as a WAV file of float32 samples, which load_reference gives back bit for bit."""
+    target = io.BytesIO()
+    soundfile.write(target, waveform.samples, waveform.sample_rate, format="WAV", subtype="FLOAT")
+    return target.getvalue()
 
 
 def _loudest_rms(samples: FloatArray, rate: int) -> float:

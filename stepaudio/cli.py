@@ -1,4 +1,4 @@
-"""The command line: ``python -m stepaudio serve | download | doctor | tiny | export-encoder | bench``."""
+"""The command line: ``python -m stepaudio COMMAND``; build_parser has them all."""
 
 from __future__ import annotations
 
@@ -40,6 +40,33 @@ def build_parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve the web page", description="Serve the web page.")
     add_flags(serve)
     serve.set_defaults(run=_serve)
+
+    from stepaudio.commands import batch as batching
+    from stepaudio.commands import speak, voices
+
+    clone = commands.add_parser(
+        "clone",
+        help="speak a text in a voice",
+        description="Speak a text in the voice of a recording or a saved voice.",
+    )
+    speak.add_clone_arguments(clone)
+    clone.set_defaults(run=speak.run_clone)
+
+    edit = commands.add_parser(
+        "edit",
+        help="change emotion, style, speed or sound of a recording",
+        description="Speak a recording's own words otherwise: another emotion, style or speed, without noise, ...",
+    )
+    speak.add_edit_arguments(edit)
+    edit.set_defaults(run=speak.run_edit)
+
+    batch = commands.add_parser("batch", help="clone every line of a file", description=batching.DESCRIPTION)
+    batching.add_arguments(batch)
+    batch.set_defaults(run=batching.run)
+
+    voices.add_arguments(
+        commands.add_parser("voices", help="list, add, remove, rename, export and import saved voices")
+    )
 
     download = commands.add_parser(
         "download", help="fetch the real weights", description="Fetch the real weights (about 10 GB); resumable."
@@ -83,6 +110,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     bench_encode.add_arguments(encode)
     encode.set_defaults(run=lambda parsed, settings: bench_encode.run(parsed))
+    decode = benches.add_parser("decode", help="the language model: plain decoding against the step; takes; prefixes")
+    from stepaudio.bench import decode as bench_decode
+
+    bench_decode.add_arguments(decode)
+    decode.set_defaults(run=lambda parsed, settings: bench_decode.run(parsed))
     return parser
 
 

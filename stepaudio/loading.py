@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from stepaudio import device
 from stepaudio.cache import EncodingCache
 from stepaudio.device import Runtime
 from stepaudio.encoder.engines import TORCH, LinguisticChoice, engine_words, load_chosen
@@ -25,7 +27,9 @@ from stepaudio.settings import Settings
 from stepaudio.verbalise import verbaliser
 from stepaudio.vocoder.config import read_config
 from stepaudio.vocoder.vocoder import load_vocoder
-from stepaudio.weights import WeightsFolder
+from stepaudio.weights import WeightsFolder, choose_weights
+
+log = logging.getLogger(__name__)
 
 CENTROIDS, S3_ONNX, CAMPPLUS = "linguistic_tokenizer.npy", "speech_tokenizer_v1.onnx", "campplus.onnx"
 TOKENIZER_MODEL = "tokenizer.model"
@@ -45,8 +49,22 @@ class Engine:
 
     def close(self) -> None:
         """Release threads and the cache."""
-        self.encoder.close()
-        self.pipeline.cache.close()
+        self.pipeline.close()
+
+
+def choose(settings: Settings) -> tuple[WeightsFolder, Runtime]:
+    """Return the weights and the device that the settings choose, made ready and told in the log.
+
+    Raises WeightsError when there is no usable weights folder.
+    """
+    runtime = device.choose(settings.device, settings.dtype, tf32=settings.tf32, threads=settings.threads or None)
+    device.apply(runtime)
+    log.info("Running on %s, %d threads.", runtime.reason, runtime.threads)
+    weights = choose_weights(settings)
+    log.info("Weights: %s in %s (%s).", weights.card.title, weights.path, weights.reason)
+    if "en" in weights.card.notice:
+        log.warning("%s", weights.card.notice["en"])
+    return weights, runtime
 
 
 def load_engine(weights: WeightsFolder, settings: Settings, runtime: Runtime) -> Engine:
@@ -105,7 +123,13 @@ def load_language_model(weights: WeightsFolder, settings: Settings, runtime: Run
     tokenizer = SpeechTokenizer.load(weights.editx / TOKENIZER_MODEL)
     prompts = PromptBuilder(tokenizer, layout_of(weights.editx), markers=settings.prompt_markers)
     model = load_step1(weights.editx, runtime.device, runtime.dtype)
-    return prompts, SpeechLM(model, tokenizer.vocabulary)
+    lm = SpeechLM(
+        model,
+        tokenizer.vocabulary,
+        prefix_bytes=settings.prefix_megabytes * 2**20,
+        cuda_graphs=settings.cuda_graphs,
+    )
+    return prompts, lm
 
 
 def mel_config(weights: WeightsFolder) -> MelConfig:

@@ -1,8 +1,9 @@
-"""The pipeline: a reference, its transcript and a text become that text in the reference's voice.
+"""The pipeline: a reference, its transcript and a text become that text in the reference's voice (clone), or a
+reference and a task become the same words spoken otherwise (edit).
 
     reference sound --> EncodingCache (hit: one read | miss: ReferenceEncoder, then a write)
                           linguistic + semantic codes, mel, speaker embedding
-    transcript, text, codes --> PromptBuilder --> ids --> SpeechLM --> speech tokens
+    transcript, text or task, codes --> PromptBuilder --> ids --> SpeechLM --> speech tokens
     speech tokens, codes, mel, speaker embedding --> Vocoder: flow --> mel --> HiFT --> 24 kHz sound
 
 clone() takes one step after the other, stream() the last two at the same time.
@@ -14,15 +15,18 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
+from stepaudio import tasks
 from stepaudio import text as texts
 from stepaudio.cache import CacheOutcome, EncodingCache
 from stepaudio.encoder.reference import ReferenceEncoder
-from stepaudio.errors import InvalidInput
+from stepaudio.errors import GenerationError, InvalidInput
 from stepaudio.llm.generate import Generation, SpeechLM
 from stepaudio.prompts import PromptBuilder
 from stepaudio.speech_stream import OnNumbers, ShouldStop, SpeechStream
@@ -36,6 +40,7 @@ from stepaudio.types import (
     SamplingParams,
     SpeechTokens,
     Synthesis,
+    Task,
     Waveform,
 )
 from stepaudio.verbalise import Verbalise
@@ -45,6 +50,9 @@ Progress = Callable[[str, float], None]
 
 FUNASR, LLM, FLOW, VOCODER = "FunASR", "LLM", "Flow", "Vocoder"
 MAX_SEED = 2**32 - 1
+MAX_PASSES = 5
+# What a pass must give at least, so that the next one can encode it.
+MIN_PASS_SECONDS = 0.5
 WARM_SECONDS = 3.0
 WARM_RATE = 24_000
 
@@ -60,12 +68,13 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class _Order:
-    """A request made ready: what the language model reads and may draw, and whose voice is to speak."""
+    """A request made ready: what the language model reads and may draw, the words that it is to speak, whose voice."""
 
     ids: list[int]
     prompt: SpeechTokens
     encoding: ReferenceEncoding
     times: EncodingTimes
+    words: str
     sampling: SamplingParams
     seed: int
     max_tokens: int
@@ -121,12 +130,67 @@ class Pipeline:
         """
         timer = timer or self.timer()
         order = self._prepare(reference, text, sampling, max_seconds, timer, progress)
-        progress(LLM, 0.0)
-        with timer.stage(LLM) as stage:
-            generation = self._write(order, progress, should_stop)
-            stage.note = _speed(generation, generation.decode_seconds)
-        waveform = self._speak(order, generation.tokens, flow_steps, timer, progress, should_stop)
-        return _synthesis(order, generation, waveform, timer)
+        return self._carry_out(order, flow_steps, timer, progress, should_stop)
+
+    @torch.inference_mode()
+    def edit(
+        self,
+        reference: Reference,
+        task: Task,
+        *,
+        new_text: str | None = None,
+        passes: int = 1,
+        sampling: SamplingParams = SamplingParams(),  # noqa: B008 - frozen, so shared safely
+        flow_steps: int = 10,
+        max_seconds: float | None = None,
+        timer: StageTimer | None = None,
+        progress: Progress = lambda stage, fraction: None,
+        should_stop: ShouldStop = lambda: False,
+    ) -> Synthesis:
+        """Return ``reference`` after ``task`` was done to it ``passes`` times, each time to what came out before.
+
+        Every task but denoise and vad needs the transcript of the reference. new_text: the words to speak in its
+        place, with tags such as [Laughter]; for the task paralinguistic, and for no other. The result's
+        ``transcript`` is the new text, or else the one given: result and transcript can be edited again. Its
+        ``encoding`` tells of the reference itself, not of what later passes encoded.
+
+        The sound of a pass is bounded by ``stretch`` (see tasks.py) times the length of its input and 3 s, and by
+        what a new text may take; the limits and ``max_seconds`` hold too. With several passes the timer gets a
+        stage for each. Raises as clone does, and GenerationError when a pass gave too little sound for the next.
+        """
+        timer = timer or self.timer()
+        spec = tasks.spec_of_edit(task)
+        if not 1 <= passes <= MAX_PASSES:
+            raise InvalidInput(f"The number of passes is {passes}; it must lie between 1 and {MAX_PASSES}.")
+        target = self._new_text(spec, new_text)
+        spoken = self._verbalise(target) if target is not None else None
+        transcript = self._transcript(reference) if spec.needs_transcript or reference.text.strip() else ""
+        sampling = replace(sampling, seed=_seed(sampling))
+        done: list[Synthesis] = []
+        sound = reference.waveform
+        for number in range(1, passes + 1):
+            with timer.stage(f"Pass {number}") if passes > 1 else nullcontext():
+                order = self._order(
+                    sound,
+                    partial(self._prompts.edit, task, self._verbalise(transcript), target=spoken),
+                    target or transcript,
+                    spec.stretch * sound.seconds + texts.seconds_cap(spoken or ""),
+                    sampling,
+                    max_seconds,
+                    timer,
+                    progress,
+                )
+                made = self._carry_out(order, flow_steps, timer, progress, should_stop)
+            done.append(made)
+            sound, transcript = made.waveform, made.transcript
+            if number < passes and sound.seconds < MIN_PASS_SECONDS:
+                raise GenerationError(f"Pass {number} gave only {sound.seconds:.2f} s of sound; trying again may help.")
+        return replace(done[-1], encoding=done[0].encoding, timings=timer.finish())
+
+    @torch.inference_mode()
+    def encode(self, waveform: Waveform) -> EncodingTimes:
+        """Encode a reference, so that the cache has it for later requests; return how it was come by."""
+        return self._encode(waveform, self.timer())[1]
 
     @torch.inference_mode()
     def stream(
@@ -185,6 +249,23 @@ class Pipeline:
             mel = self._vocoder.flow(tokens, prompt, encoding.mel, encoding.speaker, seed=0, steps=2)
             self._vocoder.sound(mel, seed=0)
 
+    def close(self) -> None:
+        """Release the encoder's threads and the cache; the pipeline cannot be used afterwards."""
+        self._encoder.close()
+        self.cache.close()
+
+    def _transcript(self, reference: Reference) -> str:
+        limit = self.limits.max_transcript_characters
+        return texts.clean(reference.text, what="The transcript of the reference", limit=limit)
+
+    def _new_text(self, spec: tasks.TaskSpec, text: str | None) -> str | None:
+        """Return the new text of an edit, or None where the task takes none."""
+        if spec.needs_target:
+            return texts.clean(text or "", what="The new text", limit=self.limits.max_text_characters)
+        if text is not None:
+            raise InvalidInput(f"The task {spec.name!r} takes no new text, but one was given.")
+        return None
+
     def _prepare(
         self,
         reference: Reference,
@@ -194,22 +275,54 @@ class Pipeline:
         timer: StageTimer,
         progress: Progress,
     ) -> _Order:
-        """Return the request ready for the language model: texts checked, seed drawn, reference encoded."""
-        limits = self.limits
-        words = self._verbalise(texts.clean(text, what="The text", limit=limits.max_text_characters))
-        transcript = self._verbalise(
-            texts.clean(reference.text, what="The transcript of the reference", limit=limits.max_transcript_characters)
+        """Return a clone made ready: texts checked, seed drawn, reference encoded."""
+        words = texts.clean(text, what="The text", limit=self.limits.max_text_characters)
+        spoken, transcript = self._verbalise(words), self._verbalise(self._transcript(reference))
+        return self._order(
+            reference.waveform,
+            lambda prompt: self._prompts.clone(transcript, prompt, spoken, reference.waveform),
+            words,
+            texts.seconds_cap(spoken),
+            sampling,
+            max_seconds,
+            timer,
+            progress,
         )
-        seed = sampling.seed if sampling.seed is not None else secrets.randbelow(MAX_SEED + 1)
-        if not 0 <= seed <= MAX_SEED:
-            raise InvalidInput(f"The seed is {seed}; it must lie between 0 and {MAX_SEED}.")
+
+    def _order(
+        self,
+        waveform: Waveform,
+        write_prompt: Callable[[SpeechTokens], list[int]],
+        words: str,
+        longest: float,
+        sampling: SamplingParams,
+        max_seconds: float | None,
+        timer: StageTimer,
+        progress: Progress,
+    ) -> _Order:
+        """Return a request made ready: the codes of ``waveform``, and the prompt that ``write_prompt`` makes of them.
+
+        words: what will be spoken. longest: the most seconds that this may take.
+        """
+        seed = _seed(sampling)
         progress(FUNASR, 0.0)
-        encoding, times = self._encode(reference.waveform, timer)
+        encoding, times = self._encode(waveform, timer)
         prompt = interleave(encoding.linguistic, encoding.semantic)
         if prompt.groups == 0:
             raise InvalidInput("The reference is too short: it gives no speech codes.")
-        ids = self._prompts.clone(transcript, prompt, words, reference.waveform)
-        return _Order(ids, prompt, encoding, times, sampling, seed, self._max_tokens(words, sampling, max_seconds))
+        most = self._max_tokens(longest, sampling, max_seconds)
+        return _Order(write_prompt(prompt), prompt, encoding, times, words, sampling, seed, most)
+
+    def _carry_out(
+        self, order: _Order, flow_steps: int, timer: StageTimer, progress: Progress, should_stop: ShouldStop
+    ) -> Synthesis:
+        """Return what the language model and the vocoder make of an order, one after the other."""
+        progress(LLM, 0.0)
+        with timer.stage(LLM) as stage:
+            generation = self._write(order, progress, should_stop)
+            stage.note = _speed(generation, generation.decode_seconds)
+        waveform = self._speak(order, generation.tokens, flow_steps, timer, progress, should_stop)
+        return _synthesis(order, generation, waveform, timer)
 
     def _write(
         self, order: _Order, progress: Progress, should_stop: ShouldStop, on_numbers: OnNumbers | None = None
@@ -220,6 +333,7 @@ class Pipeline:
             order.sampling,
             seed=order.seed,
             max_tokens=order.max_tokens,
+            shared=self._prompts.shared(order.ids),
             progress=lambda done, most: progress(LLM, done / most),
             should_stop=should_stop,
             on_numbers=on_numbers,
@@ -240,9 +354,9 @@ class Pipeline:
             merge=outcome.merge_seconds,
         )
 
-    def _max_tokens(self, text: str, sampling: SamplingParams, max_seconds: float | None) -> int:
-        """Return the cap of new ids: the least of what text, limits and request allow, in whole groups."""
-        seconds = min(texts.seconds_cap(text), self.limits.max_output_seconds, max_seconds or float("inf"))
+    def _max_tokens(self, longest: float, sampling: SamplingParams, max_seconds: float | None) -> int:
+        """Return the cap of new ids: the least of what task, limits and request allow, in whole groups."""
+        seconds = min(longest, self.limits.max_output_seconds, max_seconds or float("inf"))
         groups = max(int(seconds / GROUP_SECONDS + 1e-6), 1)
         if sampling.max_tokens is not None:
             groups = min(groups, max(sampling.max_tokens // GROUP, 1))
@@ -276,6 +390,14 @@ class Pipeline:
             waveform = self._vocoder.sound(mel, seed=order.seed)
         progress(VOCODER, 1.0)
         return waveform
+
+
+def _seed(sampling: SamplingParams) -> int:
+    """Return the seed to use: the one given, or one that is drawn. Raises InvalidInput outside its range."""
+    seed = sampling.seed if sampling.seed is not None else secrets.randbelow(MAX_SEED + 1)
+    if not 0 <= seed <= MAX_SEED:
+        raise InvalidInput(f"The seed is {seed}; it must lie between 0 and {MAX_SEED}.")
+    return seed
 
 
 def _add_parts(timer: StageTimer, outcome: CacheOutcome, encoded: EncodedReference) -> None:
@@ -320,4 +442,5 @@ def _synthesis(order: _Order, generation: Generation, waveform: Waveform, timer:
         encoding=order.times,
         seed=order.seed,
         stopped=generation.stopped,
+        transcript=order.words,
     )

@@ -162,6 +162,13 @@ class PromptBuilder:
         apart = self.layout == "legacy"
         return self._conversation([_EDIT_SYSTEM], [["human\n"], user] if apart else [["human\n", *user]])
 
+    def shared(self, ids: list[int]) -> int:
+        """Return how many ids at the beginning of a prompt are its system turn: what a voice's requests share.
+
+        Text cannot bring an end of turn with it, so the first one ends the system turn.
+        """
+        return ids.index(self._tokenizer.control.end_of_turn) + 1
+
     def _conversation(self, system: list[Part], user: list[list[Part]]) -> list[int]:
         """Return the whole prompt. ``user``: the stretches of the user's turn, each encoded by itself."""
         control = self._tokenizer.control

@@ -13,6 +13,7 @@ GET_ENGINE, POST_PROCESS = "Get engine", "Post-process"
 # Width of the longest label, "Post-process:"; the seconds behind it are right-aligned.
 LABEL_WIDTH = 13
 CHILD_WIDTH = 18
+MOST_LINES = 20
 
 
 def cache_lines(encoding: EncodingTimes) -> list[str]:
@@ -32,8 +33,18 @@ def cache_lines(encoding: EncodingTimes) -> list[str]:
 def request_block(synthesis: Synthesis, *, waited: float = 0.0) -> str:
     """Return the block of a finished request: at most 20 lines, joined by newlines.
 
-    ``waited`` is the time in the queue, in seconds; it is told, but is no part of the total.
+    ``waited`` is the time in the queue, in seconds; it is told, but is no part of the total. Where an edit of several
+    passes would take more lines, the stages within stages are left out; JSON has them all.
     """
+    for depth in (2, 1, 0):
+        lines = _lines(synthesis, waited, depth)
+        if len(lines) <= MOST_LINES:
+            break
+    return "\n".join(lines)
+
+
+def _lines(synthesis: Synthesis, waited: float, depth: int) -> list[str]:
+    """Return the lines of the block with stages down to this depth below the first ones' children."""
     total = synthesis.timings.total
     lines = [*cache_lines(synthesis.encoding), f"⏱️ Total time: {total:.3f}s"]
     for stage in synthesis.timings.stages:
@@ -41,23 +52,23 @@ def request_block(synthesis: Synthesis, *, waited: float = 0.0) -> str:
         label = f"{stage.name}:".ljust(LABEL_WIDTH)
         lines.append(f"   - {label}{stage.seconds:6.3f}s  ({share:.1f}%)")
         for child in stage.children:
-            lines.extend(_child_lines(child, indent=7))
+            lines.extend(_child_lines(child, depth))
     wait = f", waited {waited:.3f}s in the queue" if waited >= 0.0005 else ""
     first = f"first sound {synthesis.first_sound:.3f}s, " if synthesis.first_sound is not None else ""
     lines.append(
         f"   audio {synthesis.waveform.seconds:.2f}s, RTF {synthesis.rtf:.3f}, {first}seed {synthesis.seed}, "
         f"stopped: {synthesis.stopped}{wait}"
     )
-    return "\n".join(lines)
+    return lines
 
 
-def _child_lines(stage: Stage, indent: int) -> list[str]:
+def _child_lines(stage: Stage, depth: int, indent: int = 7) -> list[str]:
     name = stage.name.ljust(CHILD_WIDTH - (indent - 7))
     busy = f"  busy {stage.busy:.3f}s" if stage.busy is not None else ""
     note = f"  {stage.note}" if stage.note else ""
     lines = [f"{' ' * indent}{name} {stage.seconds:.3f}s{busy}{note}"]
-    for child in stage.children:
-        lines.extend(_child_lines(child, indent + 2))
+    for child in stage.children if depth > 0 else ():
+        lines.extend(_child_lines(child, depth - 1, indent + 2))
     return lines
 
 

@@ -7,14 +7,12 @@ import socket
 
 import uvicorn
 
-from stepaudio import device
 from stepaudio.api import build_app
 from stepaudio.errors import StepAudioError
-from stepaudio.loading import load_engine
+from stepaudio.loading import choose, load_engine
 from stepaudio.log import configure_logging
 from stepaudio.service import Service
 from stepaudio.settings import Settings
-from stepaudio.weights import choose_weights
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +28,7 @@ def serve(settings: Settings) -> None:
     models are loaded while the page is up.
     """
     configure_logging(settings.log_level, settings.log_format)
-    runtime = device.choose(settings.device, settings.dtype, tf32=settings.tf32, threads=settings.threads or None)
-    device.apply(runtime)
-    log.info("Running on %s, %d threads.", runtime.reason, runtime.threads)
-    weights = choose_weights(settings)
-    log.info("Weights: %s in %s (%s).", weights.card.title, weights.path, weights.reason)
-    if "en" in weights.card.notice:
-        log.warning("%s", weights.card.notice["en"])
+    weights, runtime = choose(settings)
     listener = _listen(settings.host, settings.port)
     service = Service(settings, lambda: load_engine(weights, settings, runtime))
     app = build_app(service)

@@ -8,46 +8,107 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from stepaudio.audiofile import Limits as FileLimits
-from stepaudio.audiofile import encode_wav, load_reference
+from stepaudio.audiofile import LoadedReference, encode_wav, load_reference
 from stepaudio.errors import Cancelled, StepAudioError
 from stepaudio.feed import SoundFeed, Tickets
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
 from stepaudio.pipeline import Pipeline
 from stepaudio.queue import Job, JobQueue
-from stepaudio.report import GET_ENGINE, POST_PROCESS, request_block, request_record
+from stepaudio.report import GET_ENGINE, POST_PROCESS, cache_lines, request_block, request_record
 from stepaudio.settings import Settings
 from stepaudio.timing import StageTimer
-from stepaudio.types import Reference, SamplingParams, Synthesis
+from stepaudio.types import Reference, SamplingParams, Synthesis, Task
+from stepaudio.voices import Voice, VoiceDraft, VoiceFolder
 
 log = logging.getLogger(__name__)
 
-CLONE = "Clone"
+CLONE, EDIT, SAVE_VOICE = "Clone", "Edit", "Save voice"
 DECODE_AUDIO = "Decode audio"
 LOOK_SECONDS = 0.2
+T = TypeVar("T")
 State = Literal["loading", "ready", "failed"]
 
 
-@dataclass(frozen=True, eq=False)
-class CloneRequest:
-    """What a client gives for one clone: the bytes of a sound file, its transcript, the text to speak."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Request(ABC):
+    """What a client gives for any request: the bytes of a sound file, its transcript, how to go about it.
 
-    audio: bytes
-    transcript: str
-    text: str
+    voice: the id of a saved voice, which stands in for ``audio`` and, unless one is given, for ``transcript``.
+    label: what the request is called in the log.
+    """
+
+    label: ClassVar[str]
+
+    audio: bytes = b""
+    transcript: str = ""
+    voice: str = ""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     flow_steps: int = 10
     max_seconds: float | None = None
 
+    @abstractmethod
+    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
+        """Return what the pipeline makes of it."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CloneRequest(Request):
+    """A text to be spoken in the voice of the sound. feed: where the sound goes while it is being made, if anywhere."""
+
+    label = CLONE
+
+    text: str
+    feed: SoundFeed | None = None
+
+    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
+        make = pipeline.clone if self.feed is None else _streaming(pipeline, self.feed)
+        return make(
+            reference,
+            self.text,
+            self.sampling,
+            flow_steps=self.flow_steps,
+            max_seconds=self.max_seconds,
+            timer=timer,
+            progress=job.report,
+            should_stop=job.should_stop,
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EditRequest(Request):
+    """A task to be done to the sound; see Pipeline.edit for new_text and passes."""
+
+    label = EDIT
+
+    task: Task
+    new_text: str | None = None
+    passes: int = 1
+
+    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
+        return pipeline.edit(
+            reference,
+            self.task,
+            new_text=self.new_text,
+            passes=self.passes,
+            sampling=self.sampling,
+            flow_steps=self.flow_steps,
+            max_seconds=self.max_seconds,
+            timer=timer,
+            progress=job.report,
+            should_stop=job.should_stop,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class CloneResult:
-    """What came of it: the synthesis with the timings of the whole request, and the sound as a WAV file."""
+    """What came of a request, an edit too: the synthesis with the request's timings, and the sound as a WAV file."""
 
     synthesis: Synthesis
     wav: bytes
@@ -65,6 +126,7 @@ class Service:
         # One worker: one request has the whole machine, and one stream at a time holds the keys and values of its
         # prompt (at full size 65 MB a second of reference; see VocoderStream).
         self.queue = JobQueue(limit=settings.queue_limit)
+        self.voices = VoiceFolder.of(settings)
         self.tickets = Tickets()
         self._load = load
         self._engine: Engine | None = None
@@ -100,11 +162,22 @@ class Service:
 
     def submit_clone(self, request: CloneRequest) -> Job[CloneResult]:
         """Queue a clone. Raises Busy when too many jobs wait already."""
-        return self.queue.submit(lambda job: self._clone(request, job), label=CLONE)
+        return self._submit(request)
+
+    def submit_edit(self, request: EditRequest) -> Job[CloneResult]:
+        """Queue an edit. Raises Busy when too many jobs wait already."""
+        return self._submit(request)
+
+    def save_voice(self, draft: VoiceDraft) -> Job[Voice]:
+        """Queue the saving of a voice, and its encoding, so that its first request hits the cache. Raises Busy.
+
+        An exported voice is imported by saving what voices.read_export makes of it.
+        """
+        return self._queue_up(SAVE_VOICE, lambda job: self._save(draft, job))
 
     def submit_stream(self, request: CloneRequest, feed: SoundFeed) -> Job[CloneResult]:
         """Queue a clone whose sound goes into ``feed`` while it is being made. Raises Busy as submit_clone() does."""
-        job = self.queue.submit(lambda job: self._clone(request, job, feed), label=CLONE)
+        job = self._submit(replace(request, feed=feed))
         feed.follow(job)
         return job
 
@@ -130,7 +203,7 @@ class Service:
                 self._failure = StepAudioError("The engine could not be loaded; the log says why.")
             self._decided.set()
 
-    def _get_engine(self, job: Job[CloneResult]) -> Engine:
+    def _get_engine(self, job: Job[Any]) -> Engine:
         while not self._decided.wait(LOOK_SECONDS):
             if job.should_stop():
                 raise Cancelled("The request was stopped while the models were being loaded.")
@@ -138,58 +211,66 @@ class Service:
             raise StepAudioError(self.problem)
         return self._engine
 
-    def _clone(self, request: CloneRequest, job: Job[CloneResult], feed: SoundFeed | None = None) -> CloneResult:
-        """Run one clone and log its block; an error of the user's or the models' is logged as one sentence."""
-        with request_context(job.id):
-            try:
-                synthesis, wav = self._timed_clone(request, job, feed)
-            except Cancelled:
-                log.info("Clone cancelled.")
-                raise
-            except StepAudioError as error:
-                log.warning("Clone refused (%s): %s", type(error).__name__, error)
-                raise
-            waited = (job.started or job.submitted) - job.submitted
-            log.info(
-                "%s",
-                request_block(synthesis, waited=waited),
-                extra={"facts": request_record(CLONE, synthesis, waited=waited)},
-            )
-            return CloneResult(synthesis, wav)
+    def _submit(self, request: Request) -> Job[CloneResult]:
+        return self._queue_up(request.label, lambda job: self._run(request, job))
 
-    def _timed_clone(
-        self, request: CloneRequest, job: Job[CloneResult], feed: SoundFeed | None
-    ) -> tuple[Synthesis, bytes]:
+    def _queue_up(self, label: str, work: Callable[[Job[T]], T]) -> Job[T]:
+        """Queue the work, to be done under its id in the log; an expected error is logged as one sentence."""
+
+        def guarded(job: Job[T]) -> T:
+            with request_context(job.id):
+                try:
+                    return work(job)
+                except Cancelled:
+                    log.info("%s cancelled.", label)
+                    raise
+                except StepAudioError as error:
+                    log.warning("%s refused (%s): %s", label, type(error).__name__, error)
+                    raise
+
+        return self.queue.submit(guarded, label=label)
+
+    def _run(self, request: Request, job: Job[CloneResult]) -> CloneResult:
+        """Run one request and log its block."""
         timer = StageTimer()
         with timer.stage(GET_ENGINE):
             engine = self._get_engine(job)
             timer.synchronize_with(engine.runtime.synchronize)
-        with timer.stage(CLONE):
+        with timer.stage(request.label):
             with timer.stage(DECODE_AUDIO):
-                loaded = load_reference(request.audio, self._file_limits())
-            make = engine.pipeline.clone if feed is None else _streaming(engine.pipeline, feed)
-            synthesis = make(
-                Reference(loaded.waveform, request.transcript),
-                request.text,
-                request.sampling,
-                flow_steps=request.flow_steps,
-                max_seconds=request.max_seconds,
-                timer=timer,
-                progress=job.report,
-                should_stop=job.should_stop,
-            )
+                loaded, transcript = self._reference(request)
+            reference = Reference(loaded.waveform, transcript)
+            synthesis = request.run(engine.pipeline, reference, timer, job)
         with timer.stage(POST_PROCESS):
             wav = encode_wav(synthesis.waveform)
-        return replace(synthesis, timings=timer.finish(), notices=loaded.notices + synthesis.notices), wav
-
-    def _file_limits(self) -> FileLimits:
-        settings = self.settings
-        return FileLimits(
-            max_bytes=settings.max_upload_bytes,
-            min_seconds=settings.min_reference_seconds,
-            max_seconds=settings.max_reference_seconds,
-            refuse_long=settings.long_reference == "refuse",
+        synthesis = replace(synthesis, timings=timer.finish(), notices=loaded.notices + synthesis.notices)
+        waited = (job.started or job.submitted) - job.submitted
+        log.info(
+            "%s",
+            request_block(synthesis, waited=waited),
+            extra={"facts": request_record(request.label, synthesis, waited=waited)},
         )
+        return CloneResult(synthesis, wav)
+
+    def _reference(self, request: Request) -> tuple[LoadedReference, str]:
+        """Return the sound of a request and its transcript, from a saved voice where one is named."""
+        limits = FileLimits.of(self.settings)
+        if not request.voice:
+            return load_reference(request.audio, limits), request.transcript
+        voice, audio = self.voices.load(request.voice)
+        # The limit of uploads is no limit of what was saved here.
+        return load_reference(audio, replace(limits, max_bytes=len(audio))), request.transcript or voice.transcript
+
+    def _save(self, draft: VoiceDraft, job: Job[Voice]) -> Voice:
+        """Encode and save one voice."""
+        draft = self.voices.cleaned(draft)
+        engine = self._get_engine(job)
+        loaded = load_reference(draft.audio, FileLimits.of(self.settings))
+        times = engine.pipeline.encode(loaded.waveform)
+        voice = self.voices.save(draft, loaded.waveform)
+        saved = f"Saved the voice {voice.id}, {voice.seconds:.2f} s."
+        log.info("%s", "\n".join([*cache_lines(times), *loaded.notices, saved]))
+        return voice
 
 
 def _streaming(pipeline: Pipeline, feed: SoundFeed) -> Callable[..., Synthesis]:

@@ -34,6 +34,10 @@ class Settings(BaseSettings):
     cache_megabytes: int = Field(1024, ge=1, description="upper bound of the encoder cache; least recently used goes")
     cache_enabled: bool = Field(True, description="false: every reference is encoded anew")
 
+    data_dir: Path = Field(Path("data"), description="folder of the saved voices")
+    max_voices: int = Field(200, ge=1, description="how many voices may be saved")
+    voices_megabytes: int = Field(1024, ge=1, description="upper bound of all saved voices together")
+
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(7860, ge=0, le=65535, description="port of the page and of the health checks")
     root_path: str = Field("", description="sub-path under which a reverse proxy serves the page, e.g. /voice")
@@ -50,6 +54,12 @@ class Settings(BaseSettings):
         "torch", description="what computes the linguistic codes; onnx and onnx-int8 run what export-encoder wrote"
     )
     linguistic_onnx_dir: str = Field("", description="folder of the exported encoder; empty: the FunASR folder")
+    cuda_graphs: bool = Field(True, description="a GPU replays the language model's steps as CUDA graphs")
+    prefix_megabytes: int = Field(
+        256,
+        ge=0,
+        description="memory for the beginnings of prompts (one a voice and transcript); 0: read anew each time",
+    )
     threads: int = Field(0, ge=0, description="CPU threads; 0: one for each core this process may use")
 
     max_upload_megabytes: int = Field(50, ge=1, description="largest reference file")

@@ -27,13 +27,15 @@ class TaskSpec:
 
     options: the legal options, () when it takes none. instruction: text with the places {option}, {transcript}
     (of the sound to edit) and {target} (the new text); "" for clone, whose prompt has none. ``remove`` stands in
-    its place for the option "remove".
+    its place for the option "remove". stretch: how many times as long as the sound that is edited the result may
+    become, besides what a new text takes (see text.seconds_cap): a generous bound, so that a runaway ends.
     """
 
     name: str
     options: tuple[str, ...] = ()
     instruction: str = ""
     remove: str = ""
+    stretch: float = 2.0
 
     @property
     def is_edit(self) -> bool:
@@ -82,10 +84,10 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
             TaskSpec(CLONE),
             TaskSpec("emotion", (*_EMOTIONS.split(), REMOVE), _MORE, _NO_EMOTION),
             TaskSpec("style", (*_STYLES.split(), REMOVE), _MORE_STYLE, _NO_STYLE),
-            TaskSpec("speed", ("faster", "slower", "more faster", "more slower"), _MORE),
+            TaskSpec("speed", ("faster", "slower", "more faster", "more slower"), _MORE, stretch=3.0),
             TaskSpec("paralinguistic", (), _ADD_SOUNDS),
-            TaskSpec("denoise", (), _NO_NOISE),
-            TaskSpec("vad", (), _NO_SILENCE),
+            TaskSpec("denoise", (), _NO_NOISE, stretch=1.5),
+            TaskSpec("vad", (), _NO_SILENCE, stretch=1.5),
         )
     }
 )
@@ -139,6 +141,15 @@ def spec_of(task: Task) -> TaskSpec:
     return spec
 
 
+def spec_of_edit(task: Task) -> TaskSpec:
+    """Return the table's entry for an edit; raises InvalidInput as spec_of does, and for clone."""
+    spec = spec_of(task)
+    if not spec.is_edit:
+        edits = ", ".join(edit.name for edit in EDITS)
+        raise InvalidInput(f"The task {task.name!r} is not an edit; the edits are {edits}.")
+    return spec
+
+
 def instruction(task: Task, transcript: str = "", target: str | None = None) -> str:
     """Return the instruction of an edit.
 
@@ -146,10 +157,7 @@ def instruction(task: Task, transcript: str = "", target: str | None = None) -> 
     Both are put in literally: braces in them mean nothing. Raises InvalidInput for an unknown task or option, for
     clone (which has no instruction) and for a missing target.
     """
-    spec = spec_of(task)
-    if not spec.is_edit:
-        edits = ", ".join(edit.name for edit in EDITS)
-        raise InvalidInput(f"The task {task.name!r} is not an edit; the edits are {edits}.")
+    spec = spec_of_edit(task)
     if spec.needs_target and target is None:
         raise InvalidInput(f"The task {task.name!r} needs a new text, and none was given.")
     template = spec.remove if task.option == REMOVE else spec.instruction

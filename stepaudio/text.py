@@ -14,6 +14,21 @@ CAP_SECONDS_PER_NARROW = 0.2
 CAP_SECONDS_PER_WIDE = 0.7
 CAP_SECONDS_PER_TAG = 3.0
 
+# How long speech usually takes: what a text is measured by when it is split.
+SECONDS_PER_NARROW = 0.07
+SECONDS_PER_WIDE = 0.25
+
+_TITLES = "mr mrs ms dr prof st sr jr no vs etc fig vol ch pp approx dept est inc ltd co gen col sgt capt lt rev hon"
+_DATES = "jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun e.g i.e a.m p.m u.s u.k"
+ABBREVIATIONS = frozenset(f"{_TITLES} {_DATES}".split())
+"""What a full stop follows without ending a sentence, in lower case and without that stop."""
+
+_CLOSERS = "\"'”’」』）)\\]"
+# Where a sentence may end: behind Latin marks only before white space, behind Chinese ones anywhere.
+_SENTENCE_END = re.compile(rf"[.!?…]+[{_CLOSERS}]*(?=\s)|[。！？]+[{_CLOSERS}]*|\n")
+_CLAUSE_END = re.compile(rf"[,;:—–]+[{_CLOSERS}]*(?=\s)|[，、；：]+[{_CLOSERS}]*|\s[-–—](?=\s)")
+_LAST_WORD = re.compile(r"([A-Za-z][A-Za-z.]*)$")
+
 _TAG = re.compile(r"\[[A-Za-z][A-Za-z -]*\]")
 
 
@@ -42,3 +57,61 @@ def seconds_cap(text: str) -> float:
         + CAP_SECONDS_PER_WIDE * wide
         + CAP_SECONDS_PER_NARROW * (len(plain) - wide)
     )
+
+
+def speaking_seconds(text: str) -> float:
+    """Return how long speaking this text takes, roughly."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return SECONDS_PER_WIDE * wide + SECONDS_PER_NARROW * (len(text) - wide)
+
+
+def split(text: str, most: float) -> list[str]:
+    """Return the text in pieces of ``most`` seconds of speech or less, each as long as whole sentences allow.
+
+    A sentence that is longer by itself is divided between clauses, a clause between words, and what has no white
+    space anywhere. Nothing but white space at the ends of pieces is lost. Numbers (3.14), abbreviations (Dr. Who)
+    and initials (J. S. Bach) are kept whole.
+    """
+    pieces: list[str] = []
+    for sentence in _cut(text, _SENTENCE_END):
+        parts = [sentence] if speaking_seconds(sentence) <= most else _divided(sentence, most)
+        for part in parts:
+            joined = f"{pieces[-1]}{part}" if pieces else part
+            if pieces and speaking_seconds(joined.strip()) <= most:
+                pieces[-1] = joined
+            else:
+                pieces.append(part)
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def _cut(text: str, ends: re.Pattern[str]) -> list[str]:
+    """Return the text cut behind every match of ``ends`` that is none of an abbreviation; joined they are the text."""
+    found, start = [], 0
+    for match in ends.finditer(text):
+        if match[0] == "." and _abbreviated(text[start : match.start()]):
+            continue
+        found.append(text[start : match.end()])
+        start = match.end()
+    return [*found, text[start:]]
+
+
+def _abbreviated(before: str) -> bool:
+    """Return whether a full stop behind this belongs to its last word: an abbreviation or an initial."""
+    word = _LAST_WORD.search(before)
+    return word is not None and (word[1].lower() in ABBREVIATIONS or (len(word[1]) == 1 and word[1].isupper()))
+
+
+def _divided(sentence: str, most: float) -> list[str]:
+    """Return a sentence that is too long in parts that are not: clauses, else words, else as many characters as fit."""
+    parts: list[str] = []
+    for clause in _cut(sentence, _CLAUSE_END):
+        if speaking_seconds(clause) <= most:
+            parts.append(clause)
+            continue
+        for word in re.findall(r"\s*\S+\s*", clause):
+            while speaking_seconds(word) > most:
+                count = max(1, next(n for n in range(1, len(word) + 1) if speaking_seconds(word[:n]) > most) - 1)
+                parts.append(word[:count])
+                word = word[count:]
+            parts.append(word)
+    return parts

@@ -158,6 +158,7 @@ class Synthesis:
     """The result of one request.
 
     prompt_ids: what the language model read.   notices: sentences the user should see beside the sound.
+    transcript: the words of the sound, as far as they are known: with them it can be the next reference.
     first_sound: of a stream, the seconds until its first piece, on the clock of ``timings``.
     """
 
@@ -169,6 +170,7 @@ class Synthesis:
     seed: int
     stopped: Stopped
     notices: tuple[str, ...] = ()
+    transcript: str = ""
     first_sound: float | None = None
 
     @property

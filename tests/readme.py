@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
-from stepaudio.bench.encode import render
+from stepaudio.bench import decode, encode
 from stepaudio.settings import markdown_table
 from tests.conftest import ROOT
 
@@ -14,8 +15,15 @@ README = ROOT / "README.md"
 
 def generated() -> dict[str, str]:
     """Return the text of each generated part by its name."""
-    results = json.loads((ROOT / "benchmarks" / "encode.json").read_text(encoding="utf-8"))
-    return {"settings": markdown_table(), "speed": render(results)}
+    return {
+        "settings": markdown_table(),
+        "speed": encode.render(_results("encode")),
+        "decode": decode.render(_results("decode")),
+    }
+
+
+def _results(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def renewed(text: str) -> str:

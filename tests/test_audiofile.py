@@ -5,12 +5,24 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from stepaudio.audiofile import Limits, encode_wav, load_reference, pcm16, wav_header
+from stepaudio.audiofile import (
+    FORMATS,
+    SUFFIXES,
+    Limits,
+    check_format,
+    encode,
+    encode_wav,
+    format_of,
+    load_reference,
+    pcm16,
+    wav_header,
+)
 from stepaudio.errors import InvalidInput
 from stepaudio.types import Waveform
 from tests.conftest import voice
@@ -167,3 +179,77 @@ def test_a_wav_of_unknown_length_is_read_to_its_end():
     file = wav_header(24_000) + pcm16(voice(1.0).samples)
     samples, rate = soundfile.read(io.BytesIO(file))
     assert (len(samples), rate) == (24_000, 24_000)
+
+
+# Output formats.
+
+
+def decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    raw = {"samplerate": 24000, "channels": 1, "format": "RAW", "subtype": "PCM_16", "endian": "LITTLE"}
+    return soundfile.read(io.BytesIO(data), dtype="float32", **(raw if name == "pcm" else {}))
+
+
+def writable(name: str) -> bool:
+    wanted = FORMATS[name]
+    return wanted.container in soundfile.available_formats() and soundfile.check_format(
+        wanted.container, wanted.subtype
+    )
+
+
+@pytest.mark.parametrize("name", ["wav", "flac", "pcm"])
+def test_lossless_formats_give_the_samples_back(name):
+    samples = voice(1.0).samples
+    read, rate = decoded(encode(Waveform(samples, 24000), name), name)
+    assert rate == 24000
+    np.testing.assert_allclose(read, samples, atol=1 / 32000)
+
+
+@pytest.mark.parametrize("name", ["mp3", "opus"])
+@pytest.mark.parametrize("seconds", [0.12, 3.0, 60.0])
+def test_compressed_formats_sound_alike_and_last_as_long(name, seconds):
+    if not writable(name):
+        pytest.skip(f"libsndfile {soundfile.__libsndfile_version__} cannot write {name}")
+    samples = voice(seconds).samples
+    data = encode(Waveform(samples, 24000), name)
+    read, rate = decoded(data, name)
+    assert rate == 24000
+    assert len(read) == pytest.approx(len(samples), abs=0.1 * 24000)
+    assert len(data) < len(samples) + 10_000  # half of what 16-bit samples take, and a head
+    # The two may be shifted by the codec's delay: the spectrum tells whether it is the same sound.
+    if seconds >= 3:
+        spectra = [np.abs(np.fft.rfft(part[: 2 * 24000])) for part in (samples, read)]
+        assert np.corrcoef(spectra[0][:6000], spectra[1][:6000])[0, 1] > 0.95
+
+
+def test_pcm_is_sixteen_bits_little_endian_without_a_head():
+    assert encode(Waveform(np.array([0.0, 0.5, -1.0], np.float32), 24000), "pcm") == b"\x00\x00\x00\x40\x00\x80"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_known_by_its_ending(name):
+    assert format_of(Path("Some.Thing" + FORMATS[name].suffix.upper())) == name
+    assert SUFFIXES[".ogg"] == "opus"
+
+
+@pytest.mark.parametrize("name", ["m4a", "WAV", "", "exe"])
+def test_an_unknown_format_is_refused_with_those_there_are(name):
+    with pytest.raises(InvalidInput, match="wav, flac, mp3, opus, pcm"):
+        check_format(name)
+    with pytest.raises(InvalidInput, match="ends in no output format"):
+        format_of(Path("out"))
+
+
+@pytest.mark.parametrize("name", ["mp3", "opus"])
+def test_a_format_that_the_sound_library_cannot_write_is_refused_in_one_sentence(monkeypatch, name):
+    formats = {"WAV": "", "FLAC": "", "RAW": "", **({"OGG": ""} if name == "opus" else {})}
+    monkeypatch.setattr(soundfile, "available_formats", lambda: formats)
+    monkeypatch.setattr(soundfile, "check_format", lambda container, subtype: subtype == "PCM_16")
+    with pytest.raises(InvalidInput, match=f"cannot write {name}; wav and flac always work") as caught:
+        encode(voice(0.1), name)
+    assert "\n" not in str(caught.value)
+    assert encode(voice(0.1), "flac")[:4] == b"fLaC"
+
+
+def test_a_rate_that_the_format_does_not_have_is_refused():
+    with pytest.raises(InvalidInput, match="44100 samples a second cannot be written as opus"):
+        encode(voice(0.1, 44100), "opus")

@@ -63,7 +63,9 @@ def test_a_port_that_is_taken_ends_the_program_with_one_sentence(tiny_weights, t
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["serve", "download", "doctor", "tiny", "export-encoder", "bench"])
+@pytest.mark.parametrize(
+    "command", ["serve", "clone", "edit", "batch", "voices", "download", "doctor", "tiny", "export-encoder", "bench"]
+)
 def test_each_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as ended:
         build_parser().parse_args([command, "--help"])

@@ -67,8 +67,8 @@ def test_a_row_of_the_bias_is_the_same_at_every_start() -> None:
 
 
 def test_the_cache_returns_what_was_written_and_zeros_elsewhere() -> None:
-    cache = KeyValueCache(layers=2, batch=1, groups=2, head_size=4, capacity=300, device=CPU)
-    assert cache.capacity == 512
+    cache = KeyValueCache.empty(layers=2, batch=1, groups=2, head_size=4, capacity=300, device=CPU)
+    assert cache.capacity == 384
     key, value = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
     keys, values = cache.write(1, torch.tensor([5, 6, 7]), key, value, 10)
     assert keys.shape == values.shape == (1, 2, 10, 4)
@@ -77,3 +77,14 @@ def test_the_cache_returns_what_was_written_and_zeros_elsewhere() -> None:
     assert keys[:, :, :5].abs().sum() == keys[:, :, 8:].abs().sum() == 0
     untouched, _ = cache.write(0, torch.tensor([0]), key[:, :, :1], value[:, :, :1], 10)
     assert untouched[:, :, 1:].abs().sum() == 0
+
+
+def test_a_row_of_the_cache_is_a_view_and_begins_with_what_another_holds() -> None:
+    cache = KeyValueCache.empty(layers=2, batch=3, groups=2, head_size=4, capacity=10, device=CPU)
+    key, value = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4)
+    cache.row(1).write(1, torch.arange(6), key, value, 6)
+    assert torch.equal(cache.cells[1, 0, 1:2, :, :6], key)
+    assert cache.cells[:, :, [0, 2]].abs().sum() == 0
+    cache.row(2).begin_with(cache.row(1).first(4))
+    assert torch.equal(cache.cells[1, 1, 2:3, :, :4], value[:, :, :4])
+    assert cache.cells[:, :, 2, :, 4:].abs().sum() == 0

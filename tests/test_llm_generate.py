@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from stepaudio.errors import Cancelled, GenerationError, InvalidInput
 from stepaudio.llm.generate import Generation, SpeechLM
 from stepaudio.llm.loading import load_step1
 from stepaudio.llm.model import Step1ForCausalLM
+from stepaudio.llm.network import Decoder
+from stepaudio.llm.step import DecodeState, Step
 from stepaudio.prompts import SpeechTokenizer
 from stepaudio.tiny.llm import write_llm
 from stepaudio.tokens import SpeechVocabulary, obeys_cycle
@@ -34,18 +37,16 @@ class Tiny:
         return SpeechLM(self.model, self.vocabulary, look_every=look_every)
 
     def favour_end(self, at: float) -> None:
-        """Make the end's logit a constant, by way of a direction that every state is given."""
-        decoder = self.model.model
-        decoder.norm.weight.data[0] = 0.0
+        """Give the end a logit near ``at``, by way of a component that every state has and no layer reads or writes."""
+        decoder, carried = self.model.model, 1e-3
+        decoder.embed_tokens.weight.data[:, 0] = carried
+        for layer in decoder.layers:
+            layer.self_attn.o_proj.weight.data[0] = layer.mlp.down_proj.weight.data[0] = 0.0
+            layer.input_layernorm.weight.data[0] = layer.post_attention_layernorm.weight.data[0] = 0.0
+        decoder.norm.weight.data[0] = 1 / carried
+        self.model.lm_head.weight.data[:, 0] = 0.0
         self.model.lm_head.weight.data[self.vocabulary.end] = 0.0
-        decoder.norm.register_forward_hook(lambda module, inputs, output: output + self.direction(output))
         self.model.lm_head.weight.data[self.vocabulary.end, 0] = at
-
-    @staticmethod
-    def direction(like: torch.Tensor) -> torch.Tensor:
-        unit = torch.zeros_like(like)
-        unit[..., 0] = 1.0
-        return unit
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +246,149 @@ def test_warm_runs_without_a_trace(tiny: Tiny) -> None:
     before = generate(lm, 5).tokens.numbers
     lm.warm()
     assert np.array_equal(generate(lm, 5).tokens.numbers, before)
+
+
+def different_prompts(count: int) -> list[list[int]]:
+    """Prompts of 7, 40, 73, ... ids: the first one shorter than the window of the repetition rule."""
+    generator = torch.Generator().manual_seed(4)
+    return [torch.randint(330, 5000, (7 + 33 * n,), generator=generator).tolist() for n in range(count)]
+
+
+@pytest.mark.parametrize("params", [GREEDY, SamplingParams(), SamplingParams(temperature=1.5, top_k=0, top_p=0.9)])
+@pytest.mark.parametrize("look_every", [1, 7])
+def test_a_batch_speaks_what_each_prompt_alone_would(tmp_path: Path, params: SamplingParams, look_every: int) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(2.5)
+    lm = tiny.lm(look_every)
+    prompts, seeds, caps = different_prompts(6), [3, 1, 4, 1, 5, 9], [200, 20, 63, 200, 5, 150]
+    together = lm.generate_many(prompts, params, seeds=seeds, max_tokens=caps)
+    stops = set()
+    for prompt, seed, cap, result in zip(prompts, seeds, caps, together, strict=True):
+        alone = lm.generate(prompt, params, seed=seed, max_tokens=cap)
+        assert result.tokens.numbers.tolist() == alone.tokens.numbers.tolist()
+        assert (result.new_ids, result.stopped) == (alone.new_ids, alone.stopped)
+        stops.add(result.stopped)
+    assert stops == ({"length"} if params == GREEDY else {"end", "length"})
+
+
+def test_rows_that_have_ended_are_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(-1e4)
+    lm, rows = tiny.lm(), []
+    run = Step.run
+    monkeypatch.setattr(
+        Step, "run", lambda step, keys, choice: (rows.append(len(step._newest)), run(step, keys, choice))
+    )
+    lm.generate_many(different_prompts(3), SamplingParams(), seeds=[0, 1, 2], max_tokens=[10, 5, 20])
+    assert rows == [3] * 4 + [2] * 5 + [1] * 10
+
+
+def test_takes_of_one_prompt_read_it_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny.lm()
+    alone = [generate(lm, seed).tokens.numbers.tolist() for seed in range(4)]
+    read = recorded_reads(monkeypatch)
+    takes = lm.generate_many([PROMPT] * 4, SamplingParams(), seeds=range(4), max_tokens=[60] * 4)
+    assert [take.tokens.numbers.tolist() for take in takes] == alone
+    assert len({tuple(numbers) for numbers in alone}) == 4
+    assert read == [(0, len(PROMPT))]
+
+
+def test_a_batch_tells_whose_numbers_it_has_drawn(tmp_path: Path) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(2.5)
+    heard: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    progress: list[tuple[int, int]] = []
+    results = tiny.lm(4).generate_many(
+        different_prompts(3),
+        SamplingParams(),
+        seeds=[5, 6, 7],
+        max_tokens=[50, 100, 150],
+        on_numbers=lambda request, numbers: heard[request].extend(numbers.tolist()),
+        progress=lambda done, most: progress.append((done, most)),
+    )
+    assert [heard[n] for n in range(3)] == [result.tokens.numbers.tolist() for result in results]
+    assert progress == sorted(progress)
+    assert progress[-1] == (sum(len(numbers) for numbers in heard.values()), 300)
+
+
+def test_an_empty_batch_is_no_work_and_lists_of_other_lengths_are_refused(tiny: Tiny) -> None:
+    assert tiny.lm().generate_many([], SamplingParams(), seeds=[], max_tokens=[]) == []
+    with pytest.raises(ValueError, match="shorter"):
+        tiny.lm().generate_many([PROMPT] * 2, SamplingParams(), seeds=[1], max_tokens=[10, 10])
+
+
+def test_requests_of_several_threads_do_not_meet(tiny: Tiny) -> None:
+    lm = tiny.lm()
+    alone = [generate(lm, seed).tokens.numbers.tolist() for seed in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda seed: generate(lm, seed).tokens.numbers.tolist(), range(6)))
+    assert together == alone
+
+
+def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What the decoder will be given to read: (first position, how many)."""
+    read: list[tuple[int, int]] = []
+    forward = Decoder.forward
+
+    def reading(decoder: Decoder, ids: torch.Tensor, **rest: int) -> torch.Tensor:
+        read.append((rest.get("start", 0), ids.shape[1]))
+        return forward(decoder, ids, **rest)
+
+    monkeypatch.setattr(Decoder, "forward", reading)
+    return read
+
+
+def states(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What the decoder leaves after a prompt: the state and the cache, bit by bit."""
+    seen: list[torch.Tensor] = []
+    begin = DecodeState.begin
+
+    def beginning(state: DecodeState, row: int, prompt: list[int], hidden: torch.Tensor, rest: torch.Tensor) -> None:
+        seen.append(torch.cat([hidden, state.cache.row(row).first(len(prompt)).reshape(-1)]).clone())
+        begin(state, row, prompt, hidden, rest)
+
+    monkeypatch.setattr(DecodeState, "begin", beginning)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [1, 30, 59])
+def test_a_kept_beginning_gives_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: int, dtype: torch.dtype
+) -> None:
+    """The first request misses, the second hits, and a model that keeps nothing reads in the same two blocks."""
+    tiny = Tiny(tmp_path, 1, dtype)
+    keeping = SpeechLM(tiny.model, tiny.vocabulary, prefix_bytes=2**24)
+    read, seen = recorded_reads(monkeypatch), states(monkeypatch)
+    results = [
+        lm.generate(PROMPT, SamplingParams(), seed=3, max_tokens=100, shared=shared).tokens.numbers.tolist()
+        for lm in (keeping, keeping, tiny.lm())
+    ]
+    blocks = [(0, shared), (shared, len(PROMPT) - shared)]
+    assert read == [*blocks, blocks[1], *blocks]
+    assert results[0] == results[1] == results[2]
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
+
+
+def test_a_shared_beginning_changes_only_the_last_bits(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny.lm()
+    seen = states(monkeypatch)
+    greedy = [lm.generate(PROMPT, GREEDY, seed=0, max_tokens=100, shared=n).tokens.numbers.tolist() for n in (0, 30)]
+    assert greedy[0] == greedy[1]
+    torch.testing.assert_close(seen[0], seen[1], atol=1e-5, rtol=0)
+
+
+def test_only_equal_ids_share_a_beginning(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = SpeechLM(tiny.model, tiny.vocabulary, prefix_bytes=2**24)
+    other = [PROMPT[0] + 1, *PROMPT[1:]]
+    longer = [*PROMPT[:30], *range(800, 850)]
+    alone = [
+        tiny.lm().generate(p, GREEDY, seed=0, max_tokens=50, shared=30).tokens.numbers.tolist() for p in (other, longer)
+    ]
+    read = recorded_reads(monkeypatch)
+    lm.generate(PROMPT, GREEDY, seed=0, max_tokens=50, shared=30)
+    together = lm.generate_many([other, longer], GREEDY, seeds=[0, 0], max_tokens=[50, 50], shared=[30, 30])
+    assert read == [(0, 30), (30, 30), (0, 30), (30, 30), (30, 50)]
+    assert [result.tokens.numbers.tolist() for result in together] == alone
+    assert lm.generate([PROMPT[0]], GREEDY, seed=0, max_tokens=5, shared=9).tokens.groups == 1

@@ -1,4 +1,4 @@
-"""llm/network.py against the recorded logits, states, cached decoding and greedy ids."""
+"""llm/network.py and llm/step.py against the recorded logits, states, cached decoding and greedy ids."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepaudio.llm import network, sampling
+from stepaudio.llm import network
+from stepaudio.llm.attention import KeyValueCache
 from stepaudio.llm.loading import load_step1
 from stepaudio.llm.model import Step1ForCausalLM
 from stepaudio.llm.network import Decoder, Dimensions
+from stepaudio.llm.sampling import SpeechHead
+from stepaudio.llm.step import DecodeState, Step, StepWeights
+from stepaudio.tokens import SpeechVocabulary
+from stepaudio.types import SamplingParams
 
 ATOL = 2e-4
 END = 3
@@ -44,22 +49,36 @@ def assert_near(result: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(result, expected, atol=ATOL, rtol=0)
 
 
+class Decoding:
+    """A sequence that is decoded by steps which may draw any id of the vocabulary."""
+
+    def __init__(self, model: Step1ForCausalLM, prompt: Tensor, count: int, *, repetition_rule: bool = False) -> None:
+        size = model.config.vocab_size
+        head = SpeechHead(model.lm_head.weight, SpeechVocabulary(range(size), range(0), END))
+        weights = StepWeights(model.model)
+        self.prompt, self.model = prompt.shape[1], model
+        self.state = DecodeState(weights, 1, self.prompt + count)
+        hidden = model.model(prompt, cache=self.state.cache)[0, -1]
+        self.state.begin(0, prompt[0].tolist(), hidden, torch.zeros(count))
+        params = SamplingParams(temperature=0.0, repetition_rule=repetition_rule)
+        self.step = Step(weights, head, self.state, 1, params)
+
+    def feed(self, ident: Tensor, drawn: int) -> Tensor:
+        """Return the logits (1, V) after one more id, which is number ``drawn``."""
+        self.state.newest[:] = ident
+        self.step.run(KeyValueCache.rounded(self.prompt + drawn + 1), 0)
+        return self.model.lm_head(self.state.normed)
+
+
 def continue_greedily(model: Step1ForCausalLM, prompt: Tensor, count: int, *, repetition_rule: bool) -> list[int]:
-    decoder = model.model
-    cache = decoder.new_cache(prompt.shape[1] + count)
-    hidden = decoder(prompt, cache=cache)[:, -1]
-    ids = prompt
-    every = torch.arange(model.config.vocab_size)
-    for _ in range(count):
-        logits = model.lm_head(hidden)
-        if repetition_rule:
-            logits = sampling.ban_repetition(logits, every, ids)
-        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
-        if ids[0, -1] == END:
+    decoding = Decoding(model, prompt, count, repetition_rule=repetition_rule)
+    decoding.step.draw(0)
+    for drawn in range(1, count):
+        if decoding.state.newest.item() == END:
             break
-        position = torch.tensor([ids.shape[1] - 1])
-        hidden = decoder.step(ids[:, -1:], position, decoder.slopes(), cache, cache.capacity)[:, -1]
-    return ids[0, prompt.shape[1] :].tolist()
+        decoding.step.run(KeyValueCache.rounded(prompt.shape[1] + drawn), 0)
+    new = decoding.state.drawn(1, 0, count)[0]
+    return new[: new.index(END) + 1] if END in new else new
 
 
 def test_logits_of_every_position_equal_the_recorded_ones(recording: Recording) -> None:
@@ -87,14 +106,10 @@ def test_distances_of_fourteen_hundred_equal_the_recorded_ones(recording: Record
 
 
 def test_decoding_with_the_cache_equals_the_recorded_logits(recording: Recording) -> None:
-    decoder, prompt, forced = recording.model.model, recording["input_ids"], recording["forced_ids"]
-    cache = decoder.new_cache(prompt.shape[1] + forced.shape[1])
-    decoder(prompt, cache=cache)
-    for number in range(forced.shape[1]):
-        position = torch.tensor([prompt.shape[1] + number])
-        keys = min(cache.rounded(int(position) + 1), cache.capacity)
-        hidden = decoder.step(forced[:, number : number + 1], position, decoder.slopes(), cache, keys)
-        assert_near(recording.model.lm_head(hidden)[:, 0], recording["decode_logits"][:, number])
+    prompt, forced = recording["input_ids"], recording["forced_ids"][0]
+    decoding = Decoding(recording.model, prompt, len(forced))
+    for number, ident in enumerate(forced):
+        assert_near(decoding.feed(ident, number), recording["decode_logits"][:, number])
 
 
 @pytest.mark.parametrize(("expected", "rule"), [("greedy_new_ids", False), ("greedy_ras_new_ids", True)])

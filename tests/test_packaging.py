@@ -315,9 +315,9 @@ def test_each_service_builds_its_image(name, target):
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_models_are_read_only_and_the_cache_is_a_named_volume(name):
-    assert COMPOSE["services"][name]["volumes"] == ["./models:/app/models:ro", "cache:/app/cache"]
-    assert "cache" in COMPOSE["volumes"]
+def test_models_are_read_only_and_cache_and_data_are_named_volumes(name):
+    assert COMPOSE["services"][name]["volumes"] == ["./models:/app/models:ro", "cache:/app/cache", "data:/app/data"]
+    assert {"cache", "data"} <= set(COMPOSE["volumes"])
 
 
 @pytest.mark.parametrize("name", SERVERS)

@@ -78,6 +78,18 @@ def test_generated_tokens_are_what_the_vocoder_gets_and_the_reference_is_its_pro
     assert kwargs["steps"] == 2
 
 
+def test_a_second_text_in_the_same_voice_reads_only_what_is_new_and_sounds_the_same(make_engine, reference):
+    keeping, forgetful = make_engine().pipeline, make_engine(prefix_megabytes=0).pipeline
+    keeping.clone(reference, "Hello there.", SEED, **SHORT)
+    decoder = keeping._lm._decoder
+    spy = Spy(decoder, "forward")
+    second = keeping.clone(reference, "And now this.", SEED, **SHORT)
+    ((_, read),) = spy.calls
+    assert second.prompt_ids[read["start"] - 1] == keeping._prompts._tokenizer.control.end_of_turn
+    expected = forgetful.clone(reference, "And now this.", SEED, **SHORT)
+    np.testing.assert_array_equal(second.waveform.samples, expected.waveform.samples)
+
+
 def test_a_changed_transcript_changes_the_prompt_but_hits(pipeline, reference):
     first = pipeline.clone(reference, "Hello there.", SEED, **SHORT)
     encode = Spy(pipeline._encoder, "encode")

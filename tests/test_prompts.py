@@ -248,3 +248,20 @@ def test_a_tokenizer_without_speech_or_control_pieces_is_refused(tmp_path: Path,
         path.write_bytes(model_file.read_bytes().replace(old, new))
         with pytest.raises(WeightsError, match="lacks"):
             SpeechTokenizer.load(path)
+
+
+@pytest.mark.parametrize("layout", ["current", "legacy"])
+@pytest.mark.parametrize("markers", [False, True])
+def test_requests_of_one_voice_share_the_system_turn_whatever_their_text(
+    tokenizer: SpeechTokenizer, layout: prompts.Layout, markers: bool
+) -> None:
+    builder = PromptBuilder(tokenizer, layout, markers=markers)
+    clones = [builder.clone(HOSTILE, SPEECH, text, SILENCE) for text in ("Hello.", HOSTILE, "")]
+    edits = [builder.edit(Task("denoise"), "", speech) for speech in (SPEECH, interleave([5, 6], [7, 8, 9]))]
+    for one, *others in (clones, edits):
+        shared = builder.shared(one)
+        head = one[:shared]
+        assert head.count(tokenizer.control.end_of_turn) == 1
+        assert head[-1] == tokenizer.control.end_of_turn
+        assert all(other[: builder.shared(other)] == head for other in others)
+    assert builder.clone("Another", SPEECH, "Hello.", SILENCE)[:shared] != head

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stepaudio.errors import InvalidInput
-from stepaudio.text import clean, seconds_cap
+from stepaudio.text import clean, seconds_cap, speaking_seconds, split
 
 
 def test_control_characters_and_lone_surrogates_become_spaces():
@@ -34,3 +36,52 @@ def test_the_cap_is_generous_for_each_script_and_for_tags():
     assert 3 * 3.3 < seconds_cap(chinese) < 16
     assert seconds_cap("[Laughter]" + english) == pytest.approx(seconds_cap(english) + 3)
     assert seconds_cap("a") >= 3
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("One two. Three four! Five?", ["One two.", "Three four!", "Five?"]),
+        ('He said "Stop." Then he left.', ['He said "Stop."', "Then he left."]),
+        ("It costs 3.14 dollars. That is all.", ["It costs 3.14 dollars.", "That is all."]),
+        ("Dr. Who met J. S. Bach at 5 p.m. today. Odd.", ["Dr. Who met J. S. Bach at 5 p.m. today.", "Odd."]),
+        ("今天好。我们去吧！好吗？", ["今天好。", "我们去吧！", "好吗？"]),
+        ("他说：“走吧。”然后走了。", ["他说：“走吧。”", "然后走了。"]),
+        ("First line\nSecond line", ["First line", "Second line"]),
+        ("Wait... what? [Laughter] Yes.", ["Wait...", "what?", "[Laughter] Yes."]),
+    ],
+)
+def test_text_is_split_where_sentences_end(text, pieces):
+    most = max(speaking_seconds(piece) for piece in pieces)
+    found = split(text, most)
+    # Short neighbours may share a piece; no piece may end where no sentence does.
+    assert set(" ".join(found).split()) == set(" ".join(pieces).split())
+    ends = {piece[-4:] for piece in pieces}
+    assert all(piece[-4:] in ends for piece in found)
+
+
+def test_sentences_share_a_piece_as_long_as_they_fit():
+    text = "One two three. Four five six. Seven eight nine."
+    assert split(text, 100) == [text]
+    assert split(text, speaking_seconds("One two three. Four five six.")) == [
+        "One two three. Four five six.",
+        "Seven eight nine.",
+    ]
+
+
+def test_a_sentence_that_is_too_long_is_divided_between_clauses_then_words_then_anywhere():
+    assert split("A first part, a second part, a third part.", 1.1) == [
+        "A first part,",
+        "a second part,",
+        "a third part.",
+    ]
+    assert all(len(piece.split()) > 1 for piece in split("word " * 30, 1.5))
+    assert split("好" * 10, 1.0) == ["好好好好", "好好好好", "好好"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text("ab .,!?\n1。，好[]\"'", max_size=120), most=st.floats(0.3, 5))
+def test_nothing_but_white_space_is_lost_and_no_piece_is_too_long(text, most):
+    pieces = split(text, most)
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+    assert all(piece and speaking_seconds(piece) <= most for piece in pieces)

@@ -236,6 +236,9 @@ def test_the_exported_vocoder_is_loaded_by_the_product_and_speaks(tmp_path: Path
     assert len(sound.samples) == 24 * 480
     again = hift.Generator(tmp_path / "mini" / export.EDITX / export.COSYVOICE).hift  # a training may begin with it
     torch.testing.assert_close(again.conv_post.weight, generator.hift.conv_post.weight, atol=2e-3, rtol=2e-3)
+    pitch.new_predictor(hift_config()).load_state_dict(
+        pitch.exported(tmp_path / "mini" / export.EDITX / export.COSYVOICE)
+    )
     named = hift.load(tmp_path).state_dict()
     torch.testing.assert_close(named["conv_post.weight"], generator.hift.conv_post.weight.detach())
     loaded = vocoder._hift.state_dict()

@@ -227,12 +227,13 @@ class Refined(nn.Module):
         return found.loss + ADVERSARY_SHARE * loss_of_made(self.adversary, made, true, share)
 
 
-def refine(work: Path, speech: Path | None, steps: int) -> None:
-    """Train on against the adversary, from the last checkpoint of that or else from train's."""
+def refine(work: Path, speech: Path | None, steps: int, first: Path | None) -> None:
+    """Train on against the adversary, from the last checkpoint of that, else from ``first``, else from train's."""
     found, out = pieces(work, speech), work / "hift"
+    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    inner = Generator()
-    if not (out / REFINED).is_file():
+    inner = Generator(first)
+    if first is None and not (out / REFINED).is_file():
         inner.load_state_dict(best_weights(out / CHECKPOINT))
     model = Refined(inner)
     plan = Plan(steps=steps, batch=BATCH, rate=REFINING_RATE, weight_decay=0.0, clip=5.0, average=0.999, seed=SEED)
@@ -261,14 +262,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--speech", type=Path, help="folder of the recordings, to leave out those that were MP3")
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--first", type=Path, help="a folder CosyVoice-300M-25Hz to begin with (train)")
+    parser.add_argument("--first", type=Path, help="a folder CosyVoice-300M-25Hz to begin with")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     begin(options.work, f"hift-{options.part}", options.threads)
     if options.part == "train":
         train(options.work, options.speech, options.steps or STEPS, options.first)
     else:
-        refine(options.work, options.speech, options.steps or REFINING_STEPS)
+        refine(options.work, options.speech, options.steps or REFINING_STEPS, options.first)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import nn
 
 from stepaudio.vocoder.config import HiftConfig
 from stepaudio.vocoder.hift import F0Predictor
+from stepaudio.vocoder.weights import HIFT_NAME, hift_names, read_state
 from training.acoustic import SETS
 from training.command import begin
 from training.data import Example, read_examples
@@ -62,6 +63,13 @@ def loss_of(model: nn.Module, batch: list[Example], generator: torch.Generator) 
     return F.l1_loss(model(mel.transpose(1, 2)), pitch) / SCALE
 
 
+def exported(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the predictor's weights in the folder CosyVoice-300M-25Hz of an earlier training."""
+    state = hift_names(read_state(folder / HIFT_NAME))
+    prefix = "f0_predictor."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 def load(work: Path) -> dict[str, torch.Tensor]:
     """Return the weights of the last checkpoint (their running average)."""
     return best_weights(work / "pitch" / "checkpoint.pt")
@@ -72,11 +80,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--first", type=Path, help="a folder CosyVoice-300M-25Hz to begin with")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     begin(options.work, "pitch", options.threads)
     torch.manual_seed(SEED)
     model, found = new_predictor(hift_config()), clips(options.work)
+    if options.first is not None:
+        model.load_state_dict(exported(options.first))
     out = options.work / "pitch"
     out.mkdir(parents=True, exist_ok=True)
     plan = Plan(options.steps, BATCH, LEARNING_RATE, weight_decay=0.0, average=0.99, seed=SEED)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
+from stepaudio.bench.conditions import commit, cpu_model
 
 if TYPE_CHECKING:
     from stepaudio.encoder.paraformer import LinguisticEncoder
@@ -176,8 +176,8 @@ def _conditions(threads: int, runs: int, ours: LinguisticEncoder) -> dict[str, A
     config = ours.config
     return {
         "command": f"python -m stepaudio bench encode --runs {runs}",
-        "commit": _commit(),
-        "cpu": _cpu_model(),
+        "commit": commit(),
+        "cpu": cpu_model(),
         "cores": cpu_count(),
         "threads": threads,
         "torch": torch.__version__,
@@ -185,26 +185,6 @@ def _conditions(threads: int, runs: int, ours: LinguisticEncoder) -> dict[str, A
         "runs": runs,
         "encoder": f"{config.blocks} blocks, width {config.size}, {config.heads} heads, {config.linear_units} units",
     }
-
-
-def _commit() -> str:
-    """Return the commit that is measured, or "unknown" outside a checkout."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
-def _cpu_model() -> str:
-    """Return the CPU's name, from Linux's list where there is one."""
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def render(results: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_CAPACITY_STEP = 256
+_CAPACITY_STEP = 128
 
 
 def slopes(heads: int) -> tuple[float, ...]:
@@ -37,27 +37,49 @@ def score_bias(slope: Tensor, queries: Tensor, keys: int) -> Tensor:
 
 
 class KeyValueCache:
-    """Keys and values of every layer, allocated once per request for ``capacity`` positions or a little more.
+    """Keys and values of every layer: ``cells`` float32 (layers, 2, B, G, capacity, d), keys before values.
 
-    They are kept in float32 whatever the network's precision: the scores and their bias are computed in float32,
-    and converting once, when a position is written, is cheaper than at every step.
+    Float32 whatever the network's precision: the scores and their bias are computed in float32, and converting once,
+    when a position is written, is cheaper than at every step.
     """
 
-    def __init__(self, layers: int, batch: int, groups: int, head_size: int, capacity: int, device: torch.device):
-        self.capacity = self.rounded(capacity)
-        shape = (layers, batch, groups, self.capacity, head_size)
+    def __init__(self, cells: Tensor) -> None:
+        self.cells = cells
+
+    @classmethod
+    def empty(
+        cls, layers: int, batch: int, groups: int, head_size: int, capacity: int, device: torch.device
+    ) -> KeyValueCache:
+        """Return a cache for ``batch`` sequences of ``capacity`` positions, or a few more."""
+        shape = (layers, 2, batch, groups, cls.rounded(capacity), head_size)
         # Zeros, not empty: masked positions are multiplied by 0, and 0 * NaN would be NaN.
-        self._keys = torch.zeros(shape, dtype=torch.float32, device=device)
-        self._values = torch.zeros(shape, dtype=torch.float32, device=device)
+        return cls(torch.zeros(shape, dtype=torch.float32, device=device))
+
+    @property
+    def capacity(self) -> int:
+        """Return how many positions there is room for."""
+        return self.cells.shape[-2]
 
     @staticmethod
     def rounded(length: int) -> int:
         """Return ``length`` rounded up to a step, so that shapes (and with them kernels) repeat."""
         return -(-length // _CAPACITY_STEP) * _CAPACITY_STEP
 
+    def row(self, number: int) -> KeyValueCache:
+        """Return the cache of one sequence: a view, so what is written there stands here."""
+        return KeyValueCache(self.cells[:, :, number : number + 1])
+
+    def first(self, length: int) -> Tensor:
+        """Return the first ``length`` positions, a view float32 (layers, 2, B, G, length, d)."""
+        return self.cells[..., :length, :]
+
+    def begin_with(self, cells: Tensor) -> None:
+        """Write what another cache of as many sequences has as its first()."""
+        self.cells[..., : cells.shape[-2], :] = cells
+
     def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor, keys: int) -> tuple[Tensor, Tensor]:
         """Store key and value (B, G, T, d) at ``positions`` (T,); return the first ``keys`` (B, G, keys, d) of each."""
-        layer_keys, layer_values = self._keys[layer], self._values[layer]
+        layer_keys, layer_values = self.cells[layer]
         layer_keys.index_copy_(2, positions, key.to(torch.float32))
         layer_values.index_copy_(2, positions, value.to(torch.float32))
         return layer_keys[:, :, :keys], layer_values[:, :, :keys]

@@ -1,8 +1,8 @@
 """The language model at work: prompt ids in, speech tokens out. It knows nothing of text.
 
-1. prefill     all prompt ids at once into a cache with room for all that this request can draw
-2. decode      one id per step: the legal rows of the head, repetition rule, draw, feed back
-3. look        every few steps the new ids are read from the device: end, progress, stop wishes
+1. prefill     each prompt goes into its row of the cache: what was read before is copied, the rest is read at once
+2. decode      one id of every row per step (step.py): head, repetition rule, draw, feed back
+3. look        every few steps the new ids are read from the device: ends, progress, stop wishes; ended rows leave
 4. cut         whole groups of five become SpeechTokens
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -19,7 +19,11 @@ from torch import Tensor, nn
 from stepaudio.errors import Cancelled, GenerationError, InvalidInput
 from stepaudio.llm import sampling
 from stepaudio.llm.attention import KeyValueCache
+from stepaudio.llm.graphs import cuda_capture
 from stepaudio.llm.network import Decoder
+from stepaudio.llm.prefixes import PrefixStore
+from stepaudio.llm.step import DecodeState, StepWeights
+from stepaudio.llm.workspace import Workspace, Workspaces
 from stepaudio.tokens import GROUP, SpeechVocabulary, cut_to_groups
 from stepaudio.types import IntArray, SamplingParams, SpeechTokens, Stopped
 
@@ -49,35 +53,103 @@ class Generation:
     decode_seconds: float
 
 
-@dataclass(eq=False)
-class _Run:
-    """One request under way: all that changes from step to step."""
+Listener = Callable[[int, IntArray], None]
+"""Hears the number of a request and the speech numbers int64 (n,) that are new in it."""
 
-    cache: KeyValueCache
-    generator: torch.Generator
-    ids: Tensor  # int64 (1, prompt + limit): the prompt, then what has been drawn
-    length: int  # how many of them are there
-    hidden: Tensor  # (1, D): the state of the last one
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """One prompt and how to continue it; see SpeechLM.generate()."""
+
+    number: int
+    prompt: tuple[int, ...]
+    seed: int
+    max_tokens: int
+    shared: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Listeners:
+    """Who wants to know how it goes."""
+
+    progress: Callable[[int, int], None] | None
+    should_stop: Callable[[], bool] | None
+    on_numbers: Listener | None
+
+    def stop_if_wished(self) -> None:
+        if self.should_stop is not None and self.should_stop():
+            raise Cancelled("The request was stopped while the language model was speaking.")
+
+    def hear(self, request: int, numbers: IntArray) -> None:
+        if self.on_numbers is not None and len(numbers):
+            self.on_numbers(request, numbers)
+
+
+class _Row:
+    """A request under way: what it has drawn, at most ``limit`` ids, and when it ended."""
+
+    def __init__(self, request: _Request, limit: int) -> None:
+        self.request, self.limit = request, limit
+        self.new: list[int] = []
+        self.stopped: Stopped = "length"
+        self.finished = False
+        self._ended = 0.0
+
+    def length(self, drawn: int) -> int:
+        """Return how long the sequence is after so many new ids."""
+        return len(self.request.prompt) + drawn
+
+    def take(self, fresh: list[int], vocabulary: SpeechVocabulary) -> IntArray:
+        """Append what was drawn up to the end, and return the numbers int64 (n,) of it."""
+        if vocabulary.end in fresh:
+            fresh = fresh[: fresh.index(vocabulary.end)]
+            self.stopped = "end"
+        self.new += fresh
+        self.finished = self.stopped == "end" or len(self.new) == self.limit
+        self._ended = time.perf_counter()
+        return vocabulary.numbers(fresh)
+
+    def generation(self, vocabulary: SpeechVocabulary, started: float, prefilled: float) -> Generation:
+        """Return the outcome of a finished row."""
+        return Generation(
+            tokens=SpeechTokens(cut_to_groups(vocabulary.numbers(self.new))),
+            new_ids=len(self.new) + (self.stopped == "end"),
+            stopped=self.stopped,
+            prefill_seconds=prefilled - started,
+            decode_seconds=self._ended - prefilled,
+        )
 
 
 class SpeechLM:
     """A loaded language model and the ids it speaks in.
 
     look_every: how many steps may pass between looks at what was drawn (None: 1 on a CPU, 10 elsewhere).
-    Requests share nothing but the weights.
+    prefix_bytes: how much memory the beginnings of prompts may take that are kept for later requests.
+    cuda_graphs: whether a GPU replays its steps as CUDA graphs.
+    Building one joins the weights of ``model`` (see StepWeights). Requests may come from several threads at once.
     """
 
-    def __init__(self, model: CausalLM, vocabulary: SpeechVocabulary, *, look_every: int | None = None) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        vocabulary: SpeechVocabulary,
+        *,
+        look_every: int | None = None,
+        prefix_bytes: int = 0,
+        cuda_graphs: bool = True,
+    ) -> None:
         self._decoder = model.model
         self._head = sampling.SpeechHead(model.lm_head.weight, vocabulary)
+        self._weights = StepWeights(self._decoder)
         self._vocabulary = vocabulary
-        self._slope = self._decoder.slopes()
         self.device = self._decoder.device
         self.max_length = self._decoder.size.max_length
         on_cpu = self.device.type == "cpu"
         self._look_every = look_every or (_LOOK_EVERY_ON_CPU if on_cpu else _LOOK_EVERY_ELSEWHERE)
+        self._capture = None if on_cpu or not cuda_graphs else cuda_capture(self.device)
+        self._prefixes = PrefixStore(prefix_bytes)
+        self._workspaces = Workspaces(self._new_workspace)
 
-    @torch.inference_mode()
     def generate(
         self,
         prompt_ids: Sequence[int],
@@ -85,6 +157,7 @@ class SpeechLM:
         *,
         seed: int,
         max_tokens: int,
+        shared: int = 0,
         progress: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         on_numbers: Callable[[IntArray], None] | None = None,
@@ -92,35 +165,50 @@ class SpeechLM:
         """Return the speech that follows ``prompt_ids``, in whole groups, at least one.
 
         ``seed`` and ``max_tokens`` are taken as given here; those of ``params`` are the caller's to resolve. At
-        most ``max_tokens`` ids are drawn, fewer where the model's longest sequence is reached first. ``progress``
-        hears (ids so far, ids at most). ``on_numbers`` receives, while drawing goes on, the numbers int64 (n,) that
-        are new since its last call: all in order, without the end, but with a ragged last group, if there is one,
-        which the result leaves out.
+        most ``max_tokens`` ids are drawn, fewer where the model's longest sequence is reached first. The first
+        ``shared`` ids are read apart and kept, because other requests may begin with the same; the result does not
+        depend on whether they were found. ``progress`` hears (ids so far, ids at most). ``on_numbers`` receives,
+        while drawing goes on, the numbers int64 (n,) that are new since its last call: all in order, without the
+        end, but with a ragged last group, if there is one, which the result leaves out.
         Raises InvalidInput for values out of range and a prompt that is too long, GenerationError when the model
         computes no numbers, Cancelled soon after ``should_stop`` says so.
         """
-        sampling.check(params)
-        limit = self._limit(len(prompt_ids), max_tokens)
-        _stop_if_wished(should_stop)
-        started = time.perf_counter()
-        run = self._prefill(prompt_ids, limit, seed)
-        prefilled = time.perf_counter()
-        new = self._decode(run, params, limit, progress, should_stop, on_numbers)
-        decoded = time.perf_counter()
-        ended = new[-1] == self._vocabulary.end
-        speech = new[:-1] if ended else new
-        return Generation(
-            tokens=SpeechTokens(cut_to_groups(self._vocabulary.numbers(speech))),
-            new_ids=len(new),
-            stopped="end" if ended else "length",
-            prefill_seconds=prefilled - started,
-            decode_seconds=decoded - prefilled,
-        )
+        request = _Request(0, tuple(prompt_ids), seed, max_tokens, shared)
+        hear: Listener | None = None if on_numbers is None else lambda _, numbers: on_numbers(numbers)
+        (generation,) = self._generate([request], params, _Listeners(progress, should_stop, hear))
+        return generation
+
+    def generate_many(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        seeds: Sequence[int],
+        max_tokens: Sequence[int],
+        shared: Sequence[int] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        on_numbers: Listener | None = None,
+    ) -> list[Generation]:
+        """Return what generate() would for each prompt with its seed, cap and shared length; decoded side by side.
+
+        A prompt that stands there several times is read once: takes with several seeds. The results are those of
+        generate() but for rounding: products of several rows add up in another order, so that once in millions of
+        draws another id may win. ``progress`` hears the sums over all requests, ``on_numbers`` also the number of
+        the request. The seconds of a Generation run until its own end; its prefill is that of all.
+        Raises as generate() does, for all requests at once, and ValueError for lists of other lengths.
+        """
+        told = zip(prompts, seeds, max_tokens, [0] * len(prompts) if shared is None else shared, strict=True)
+        requests = [_Request(number, tuple(prompt), *rest) for number, (prompt, *rest) in enumerate(told)]
+        return self._generate(requests, params, _Listeners(progress, should_stop, on_numbers))
 
     def warm(self) -> None:
         """Generate a little, so that the first request finds everything compiled and allocated."""
         prompt = [self._vocabulary.linguistic.start] * _WARM_PROMPT
         self.generate(prompt, SamplingParams(), seed=0, max_tokens=_WARM_GROUPS * GROUP)
+
+    def _new_workspace(self, batch: int, capacity: int) -> Workspace:
+        return Workspace(self._weights, self._head, batch, capacity, self._capture)
 
     def _limit(self, prompt: int, max_tokens: int) -> int:
         """Return how many ids to draw: whole groups, and one more where it may still turn out to be the end."""
@@ -134,66 +222,99 @@ class SpeechLM:
         whole, rest = divmod(min(max_tokens, self.max_length - prompt), GROUP)
         return whole * GROUP + (1 if rest else 0)
 
-    def _prefill(self, prompt_ids: Sequence[int], limit: int, seed: int) -> _Run:
-        """Return the run after reading the prompt."""
-        length = len(prompt_ids)
-        ids = torch.zeros(1, length + limit, dtype=torch.int64, device=self.device)
-        ids[0, :length] = torch.tensor(prompt_ids, dtype=torch.int64)
-        cache = self._decoder.new_cache(length + limit)
-        hidden = self._decoder(ids[:, :length], cache=cache)[:, -1]  # (1, D)
+    @torch.inference_mode()
+    def _generate(
+        self, requests: Sequence[_Request], params: SamplingParams, listeners: _Listeners
+    ) -> list[Generation]:
+        """Return what follows each prompt, all decoded side by side."""
+        sampling.check(params)
+        rows = [_Row(request, self._limit(len(request.prompt), request.max_tokens)) for request in requests]
+        if not rows:
+            return []
+        params = replace(params, seed=None, max_tokens=None)  # what is left is what a step depends on
+        started = time.perf_counter()
+        with self._workspaces.lend(len(rows), max(row.length(row.limit) for row in rows)) as workspace:
+            self._read(rows, workspace.state, listeners)
+            prefilled = time.perf_counter()
+            self._decode(rows, workspace, params, listeners)
+        return [row.generation(self._vocabulary, started, prefilled) for row in rows]
+
+    def _read(self, rows: list[_Row], state: DecodeState, listeners: _Listeners) -> None:
+        """Read the prompts into the cache, equal ones once."""
+        read: dict[tuple[tuple[int, ...], int], tuple[int, Tensor]] = {}
+        for number, row in enumerate(rows):
+            listeners.stop_if_wished()
+            prompt, shared = row.request.prompt, row.request.shared
+            cache = state.cache.row(number)
+            found = read.get((prompt, shared))
+            if found is None:
+                hidden = self._prefill(prompt, shared, cache)
+                read[prompt, shared] = number, hidden
+            else:
+                first, hidden = found
+                cache.begin_with(state.cache.row(first).first(len(prompt)))
+            state.begin(number, prompt, hidden, sampling.uniforms(row.request.seed, row.limit))
         # Reading this one value also waits for the device, so that the clock is honest.
-        if not bool(torch.isfinite(hidden).all()):
-            raise GenerationError("The language model computed no finite numbers; its weights may be damaged.")
-        generator = torch.Generator(self.device).manual_seed(seed)
-        return _Run(cache, generator, ids, length, hidden)
+        _check_finite(state, len(rows))
 
-    def _decode(
-        self,
-        run: _Run,
-        params: SamplingParams,
-        limit: int,
-        progress: Callable[[int, int], None] | None,
-        should_stop: Callable[[], bool] | None,
-        on_numbers: Callable[[IntArray], None] | None,
-    ) -> list[int]:
-        """Return the ids drawn: up to ``limit`` of them, or up to and including the end."""
-        prompt = run.length
-        new: list[int] = []
-        for drawn in range(1, limit + 1):
-            self._draw(run, params, drawn - 1)
+    def _prefill(self, prompt: tuple[int, ...], shared: int, cache: KeyValueCache) -> Tensor:
+        """Return the state (D,) after the prompt, whose keys and values go into the cache of one sequence.
+
+        The shared beginning is a block of its own whether it is kept or not: cut otherwise, sums would be taken in
+        another order and the result would depend, in its last bits, on what was asked before.
+        """
+        ids = torch.tensor([prompt], device=self.device)
+        shared = min(shared, len(prompt) - 1)
+        if shared > 0:
+            kept = self._prefixes.get(prompt[:shared])
+            if kept is not None:
+                cache.begin_with(kept)
+            else:
+                self._decoder(ids[:, :shared], cache=cache)
+                self._prefixes.put(prompt[:shared], cache.first(shared))
+        hidden: Tensor = self._decoder(ids[:, shared:], cache=cache, start=shared)[0, -1]
+        return hidden
+
+    def _decode(self, rows: list[_Row], workspace: Workspace, params: SamplingParams, listeners: _Listeners) -> None:
+        """Draw for every row until its end or its limit. A row that has finished leaves its place to the last one."""
+        live = list(rows)
+        state = workspace.state
+        most, seen = sum(row.limit for row in rows), 0
+        step = workspace.step(len(live), params)
+        step.draw(self._head.choice(0))
+        drawn = 1
+        while True:
+            limit = min(row.limit for row in live)
             if drawn == limit or drawn % self._look_every == 0:
-                _stop_if_wished(should_stop)
-                seen = len(new)
-                new += run.ids[0, prompt + seen : run.length].tolist()
-                ended = self._vocabulary.end in new[seen:]
-                end = new.index(self._vocabulary.end, seen) if ended else len(new)
-                if on_numbers is not None and end > seen:
-                    on_numbers(self._vocabulary.numbers(new[seen:end]))
-                if progress is not None:
-                    progress(len(new), limit)
-                if ended:
-                    return new[: end + 1]
-            if drawn < limit:
-                self._advance(run)
-        return new
-
-    def _draw(self, run: _Run, params: SamplingParams, drawn: int) -> None:
-        """Append the id that follows ``drawn`` earlier ones."""
-        logits, ids = self._head.logits(run.hidden, drawn)
-        if params.repetition_rule:
-            recent = run.ids[:, max(run.length - sampling.REPETITION_WINDOW, 0) : run.length]
-            logits = sampling.ban_repetition(logits, ids, recent)
-        run.ids[:, run.length] = ids[sampling.draw(logits, params, run.generator)[:, 0]]
-        run.length += 1
-
-    def _advance(self, run: _Run) -> None:
-        """Compute the state of the newest id."""
-        position = torch.arange(run.length - 1, run.length, device=self.device)
-        keys = min(KeyValueCache.rounded(run.length), run.cache.capacity)
-        newest = run.ids[:, run.length - 1 : run.length]
-        run.hidden = self._decoder.step(newest, position, self._slope, run.cache, keys)[:, -1]
+                listeners.stop_if_wished()
+                for row, fresh in zip(live, state.drawn(len(live), seen, drawn), strict=True):
+                    listeners.hear(row.request.number, row.take(fresh, self._vocabulary))
+                seen = drawn
+                if listeners.progress is not None:
+                    listeners.progress(sum(len(row.new) for row in rows), most)
+                if any(row.finished for row in live):
+                    _check_finite(state, len(live))
+                    live = _closed_up(live, state)
+                    if not live:
+                        return
+                    step = workspace.step(len(live), params)
+            keys = KeyValueCache.rounded(max(row.length(drawn) for row in live))
+            step.run(keys, self._head.choice(drawn))
+            drawn += 1
 
 
-def _stop_if_wished(should_stop: Callable[[], bool] | None) -> None:
-    if should_stop is not None and should_stop():
-        raise Cancelled("The request was stopped while the language model was speaking.")
+def _closed_up(live: list[_Row], state: DecodeState) -> list[_Row]:
+    """Return the rows that go on, in the first places of the state."""
+    live = list(live)
+    for number in reversed(range(len(live))):
+        if live[number].finished:
+            last = live.pop()
+            if number < len(live):
+                state.move(len(live), number)
+                live[number] = last
+    return live
+
+
+def _check_finite(state: DecodeState, rows: int) -> None:
+    if not bool(torch.isfinite(state.normed[:rows]).all()):
+        raise GenerationError("The language model computed no finite numbers; its weights may be damaged.")

@@ -103,7 +103,7 @@ class Decoder(nn.Module):
         """Return an empty cache for ``capacity`` positions."""
         size = self.size
         head_size = size.hidden // size.heads
-        return KeyValueCache(size.layers, batch, size.groups, head_size, capacity, self.device)
+        return KeyValueCache.empty(size.layers, batch, size.groups, head_size, capacity, self.device)
 
     def forward(
         self,
@@ -139,19 +139,6 @@ class Decoder(nn.Module):
         if inputs is not None:
             inputs.extend(torch.cat(parts, dim=1) for parts in collected)
         return torch.cat(states, dim=1)
-
-    def step(self, ids: Tensor, position: Tensor, slope: Tensor, cache: KeyValueCache, keys: int) -> Tensor:
-        """Return the state (B, 1, hidden) after one more id per sequence.
-
-        ids (B, 1) and position (1,) int64 are tensors and ``keys``, how much of the cache is looked at, is at
-        least position + 1: nothing here waits for the device, so that a CUDA graph can hold the step.
-        """
-        bias = score_bias(slope, position, keys)  # (H, 1, keys)
-        hidden = self.embed_tokens(ids)
-        for number, layer in enumerate(self.layers):
-            hidden = layer(hidden, bias, cache, number, position)
-        result: Tensor = self.norm(hidden)
-        return result
 
     def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield (first, last) of the blocks of positions whose bias (H, block, last) stays within BIAS_BYTES."""

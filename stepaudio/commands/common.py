@@ -1,0 +1,98 @@
+"""What the commands that make sound share: their flags, and a service that runs while they do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stepaudio import text as texts
+from stepaudio.audiofile import Limits, load_reference
+from stepaudio.errors import InvalidInput
+from stepaudio.files import read_file
+from stepaudio.settings import Settings, add_flags
+from stepaudio.types import SamplingParams
+from stepaudio.voices import VoiceFolder
+
+if TYPE_CHECKING:
+    from stepaudio.service import Service
+
+STANDARD = "-"
+# What only the server has a use for.
+_NOT_HERE = {"host", "port", "root_path", "queue_limit", "hub_token"}
+SETTINGS = [name for name in Settings.model_fields if name not in _NOT_HERE]
+
+
+@contextmanager
+def running_service(settings: Settings) -> Iterator[Service]:
+    """Give a service whose models are being loaded; its log goes to standard error. What runs at the end is cancelled.
+
+    Raises WeightsError at once when there is no usable weights folder.
+    """
+    from stepaudio.loading import choose, load_engine  # heavy: torch
+    from stepaudio.log import configure_logging
+    from stepaudio.service import Service
+
+    configure_logging(settings.log_level, settings.log_format)
+    weights, runtime = choose(settings)
+    service = Service(settings, lambda: load_engine(weights, settings, runtime))
+    service.start()
+    try:
+        yield service
+    finally:
+        service.close(drain_seconds=0.0)
+
+
+def add_reference(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the flags that name the reference: a file with its transcript, or a saved voice."""
+    group = parser.add_mutually_exclusive_group(required=required)
+    group.add_argument("--reference", type=Path, metavar="FILE", help="a recording of the voice")
+    group.add_argument("--voice", metavar="NAME|ID", default="", help="a saved voice (see the command voices)")
+    parser.add_argument("--transcript", default="", metavar="TEXT", help="the words spoken in the reference")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of one run, and all settings that concern it."""
+    parser.add_argument("--seed", type=int, help="seed of the run (default: one is drawn and told in the log)")
+    parser.add_argument("--max-seconds", type=_seconds, metavar="SECONDS", help="longest sound to make")
+    add_flags(parser, only=SETTINGS)
+
+
+def reference_of(parsed: argparse.Namespace, settings: Settings, *, needs_transcript: bool) -> tuple[bytes, str]:
+    """Return the bytes of the reference file (b"" without one) and the id of the saved voice ("" without one).
+
+    Raises InvalidInput for a file that cannot serve: before the models are loaded, which may take minutes.
+    """
+    if parsed.reference is None:
+        return b"", VoiceFolder.of(settings).find(parsed.voice).id if parsed.voice else ""
+    audio = read_file(parsed.reference)
+    load_reference(audio, Limits.of(settings))
+    if needs_transcript:
+        limit = settings.max_transcript_characters
+        texts.clean(parsed.transcript, what="The transcript of the reference", limit=limit)
+    return audio, ""
+
+
+def sampling_of(settings: Settings, seed: int | None) -> SamplingParams:
+    """Return how the settings let ids be drawn, with this seed."""
+    return SamplingParams(settings.temperature, settings.top_k, settings.top_p, settings.repetition_rule, seed=seed)
+
+
+def text_of(value: str) -> str:
+    """Return the text, or what standard input holds where it is "-"; raises InvalidInput where that is not UTF-8."""
+    if value != STANDARD:
+        return value
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput("The text on standard input is not UTF-8.") from error
+
+
+def _seconds(value: str) -> float:
+    seconds = float(value)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is no length")
+    return seconds

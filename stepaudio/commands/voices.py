@@ -1,0 +1,100 @@
+"""``python -m stepaudio voices``: list, add, remove, rename, export and import saved voices."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from stepaudio.commands import common
+from stepaudio.files import read_file, write_file
+from stepaudio.settings import Settings, add_flags
+from stepaudio.voices import VoiceDraft, VoiceFolder, read_export
+
+_FOLDER = ["data_dir", "max_voices", "voices_megabytes"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands of ``python -m stepaudio voices``."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    listing = actions.add_parser("list", help="show all saved voices")
+    listing.add_argument("--json", action="store_true", help="as JSON, with every field")
+    listing.set_defaults(run=_list)
+
+    adding = actions.add_parser("add", help="save a voice, and encode it (loads the models)")
+    adding.add_argument("name", help="what to call it")
+    adding.add_argument("--reference", type=Path, required=True, metavar="FILE", help="a recording of the voice")
+    adding.add_argument("--transcript", required=True, metavar="TEXT", help="the words spoken in it")
+    adding.add_argument("--language", default="", help="its language, to tell only")
+    adding.add_argument("--consent", default="", help="who agreed to what, to tell only")
+    adding.set_defaults(run=_add)
+
+    removing = actions.add_parser("remove", help="remove a saved voice")
+    removing.add_argument("voice", metavar="NAME|ID")
+    removing.set_defaults(run=_remove)
+
+    renaming = actions.add_parser("rename", help="give a saved voice another name")
+    renaming.add_argument("voice", metavar="NAME|ID")
+    renaming.add_argument("name")
+    renaming.set_defaults(run=_rename)
+
+    exporting = actions.add_parser("export", help="write a saved voice to one file")
+    exporting.add_argument("voice", metavar="NAME|ID")
+    exporting.add_argument("file", type=Path)
+    exporting.set_defaults(run=_export)
+
+    importing = actions.add_parser("import", help="save an exported voice as a new one (loads the models)")
+    importing.add_argument("file", type=Path)
+    importing.set_defaults(run=_import)
+
+    for action in (listing, removing, renaming, exporting):
+        add_flags(action, only=_FOLDER)
+    for action in (adding, importing):
+        add_flags(action, only=common.SETTINGS)
+
+
+def _list(parsed: argparse.Namespace, settings: Settings) -> int:
+    voices = VoiceFolder.of(settings).list()
+    if parsed.json:
+        sys.stdout.write(json.dumps([asdict(voice) for voice in voices], ensure_ascii=False, indent=1) + "\n")
+    else:
+        rows = [f"{v.id}  {v.seconds:5.1f} s  {v.created[:10]}  {v.language or '-':<8}  {v.name}\n" for v in voices]
+        sys.stdout.write("".join(rows) or "There are no saved voices.\n")
+    return 0
+
+
+def _add(parsed: argparse.Namespace, settings: Settings) -> int:
+    audio = read_file(parsed.reference)
+    draft = VoiceDraft(audio, parsed.name, parsed.transcript, parsed.language, parsed.consent)
+    VoiceFolder.of(settings).cleaned(draft)  # refused before anything is loaded
+    with common.running_service(settings) as service:
+        sys.stdout.write(f"{service.save_voice(draft).result().id}\n")
+    return 0
+
+
+def _remove(parsed: argparse.Namespace, settings: Settings) -> int:
+    folder = VoiceFolder.of(settings)
+    folder.delete(folder.find(parsed.voice).id)
+    return 0
+
+
+def _rename(parsed: argparse.Namespace, settings: Settings) -> int:
+    folder = VoiceFolder.of(settings)
+    folder.rename(folder.find(parsed.voice).id, parsed.name)
+    return 0
+
+
+def _export(parsed: argparse.Namespace, settings: Settings) -> int:
+    folder = VoiceFolder.of(settings)
+    write_file(parsed.file, folder.export(folder.find(parsed.voice).id))
+    return 0
+
+
+def _import(parsed: argparse.Namespace, settings: Settings) -> int:
+    draft = read_export(read_file(parsed.file))
+    with common.running_service(settings) as service:
+        sys.stdout.write(f"{service.save_voice(draft).result().id}\n")
+    return 0

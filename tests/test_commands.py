@@ -1,0 +1,168 @@
+"""clone, edit and voices from the command line, on tiny weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from stepaudio.cli import main
+from stepaudio.settings import Settings
+from stepaudio.voices import VoiceFolder
+from tests.conftest import ROOT, voice
+
+QUICK = ("--max-seconds", "0.6", "--flow-steps", "1", "--seed", "5")
+WORDS = ("--transcript", "the words")
+
+
+@pytest.fixture
+def sound(tmp_path) -> str:
+    soundfile.write(tmp_path / "ref.wav", voice(1.0).samples, 24000)
+    return str(tmp_path / "ref.wav")
+
+
+@pytest.fixture
+def stepaudio(tiny_weights, tmp_path, monkeypatch):
+    """Run a command in this process, with folders of the test's own; the log's handlers are put back."""
+    for name in [name for name in os.environ if name.startswith("STEPAUDIO_")]:
+        monkeypatch.delenv(name)
+    for name, value in (("WEIGHTS", tiny_weights), ("CACHE_DIR", tmp_path / "cache"), ("DATA_DIR", tmp_path / "data")):
+        monkeypatch.setenv(f"STEPAUDIO_{name}", str(value))
+    monkeypatch.setenv("STEPAUDIO_DEVICE", "cpu")
+    root, package = logging.getLogger(), logging.getLogger("stepaudio")
+    before = root.handlers[:], root.level, package.level
+    yield lambda *arguments: main([str(argument) for argument in arguments])
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    package.setLevel(before[2])
+    logging.captureWarnings(False)
+
+
+@pytest.fixture
+def no_models(monkeypatch):
+    monkeypatch.setattr("stepaudio.loading.load_engine", lambda *args: pytest.fail("nothing was to be loaded"))
+
+
+def test_a_clone_is_written_in_the_format_of_its_ending_and_logged(stepaudio, sound, tmp_path, capsys):
+    assert stepaudio("clone", "Hello.", "--reference", sound, *WORDS, "-o", tmp_path / "out.flac", *QUICK) == 0
+    samples, rate = soundfile.read(tmp_path / "out.flac")
+    assert (len(samples), rate) == (2880 * 5, 24000)
+    log = capsys.readouterr().err
+    assert "   - Clone:" in log
+    assert "seed 5" in log
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out.flac", "ref.wav"]
+
+
+def test_the_same_seed_gives_the_same_file_and_another_format_the_same_sound(stepaudio, sound, tmp_path):
+    for name in ("a.wav", "b.wav", "c.flac"):
+        assert stepaudio("clone", "Hello.", "--reference", sound, *WORDS, "-o", tmp_path / name, *QUICK) == 0
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    a, c = (soundfile.read(tmp_path / name)[0] for name in ("a.wav", "c.flac"))
+    np.testing.assert_allclose(a, c, atol=1 / 32000)  # 16 bits, rounded by two writers
+
+
+def test_text_comes_from_standard_input_and_sound_goes_to_standard_output(tiny_weights, sound, tmp_path):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("STEPAUDIO_")}
+    folders = {"STEPAUDIO_WEIGHTS": str(tiny_weights), "STEPAUDIO_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "stepaudio", "clone", "-", "--reference", sound, *WORDS, "-o", "-", *QUICK]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**clean, **folders}, input="你好。".encode(), capture_output=True, check=True
+    )
+    samples, rate = soundfile.read(io.BytesIO(done.stdout))
+    assert (len(samples), rate) == (2880 * 5, 24000)
+    assert b"Total time" in done.stderr
+    refused = subprocess.run(
+        command, cwd=ROOT, env={**clean, **folders}, input=b"\xff\xfe", capture_output=True, check=False
+    )
+    assert (refused.returncode, refused.stdout) == (2, b"")
+    assert refused.stderr == b"The text on standard input is not UTF-8.\n"
+
+
+def test_edits_are_chained_through_files(stepaudio, sound, tmp_path, capsys):
+    new = ("--new-text", "the [Sigh] words")
+    first = (*new, "--reference", sound, *WORDS, "-o", tmp_path / "a.wav", *QUICK)
+    assert stepaudio("edit", "paralinguistic", *first) == 0
+    second = ("--reference", tmp_path / "a.wav", "--transcript", "the [Sigh] words", "-o", tmp_path / "b.wav", *QUICK)
+    assert stepaudio("edit", "style", "whisper", "--passes", "2", *second) == 0
+    assert stepaudio("edit", "denoise", "--reference", sound, "-o", tmp_path / "c.wav", *QUICK) == 0
+    assert len({(tmp_path / name).read_bytes() for name in ("a.wav", "b.wav", "c.wav")}) == 3
+    log = capsys.readouterr().err
+    assert log.count("   - Edit:") == 3
+    assert "Pass 2" in log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("clone", "a", "--reference", "nowhere.wav", *WORDS, "-o", "x.wav"), "nowhere.wav cannot be read: No such"),
+        (("clone", "a", "--reference", "REF", "-o", "x.wav"), "The transcript of the reference is empty."),
+        (("clone", "a", "--reference", "REF", *WORDS, "-o", "x.doc"), "'x.doc' ends in no output format"),
+        (("clone", "a", "--voice", "Ada", "-o", "x.wav"), "There is no saved voice 'Ada'."),
+        (("edit", "emotion", "--reference", "REF", *WORDS, "-o", "x.wav"), "none was given"),
+        (("edit", "speed", "happy", "--reference", "REF", *WORDS, "-o", "x.wav"), "'happy' is not one of them"),
+        (("voices", "add", "", "--reference", "REF", *WORDS), "The name of the voice is empty."),
+        (("voices", "import", "REF"), "not a voice that stepaudio has exported"),
+        (("voices", "export", "Ada", "x.zip"), "There is no saved voice 'Ada'."),
+    ],
+)
+def test_what_cannot_work_is_told_in_one_sentence_before_the_models_are_loaded(
+    stepaudio, sound, capsys, no_models, arguments, sentence
+):
+    assert stepaudio(*(sound if argument == "REF" else argument for argument in arguments)) == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out == ""
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(stepaudio, sound, tmp_path, capsys):
+    output = tmp_path / "nowhere" / "out.wav"
+    assert stepaudio("clone", "a", "--reference", sound, *WORDS, "-o", output, *QUICK) == 2
+    assert "out.wav cannot be written: No such file or directory." in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_the_pipeline_refuses_is_told_too(stepaudio, sound, tmp_path, capsys):
+    assert stepaudio("clone", " ", "--reference", sound, *WORDS, "-o", tmp_path / "x.wav", *QUICK) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "The text is empty."
+    assert not (tmp_path / "x.wav").exists()
+
+
+def test_a_cut_reference_is_told(stepaudio, sound, tmp_path, capsys):
+    flags = ("--max-reference-seconds", "0.75", "-o", tmp_path / "x.wav", *QUICK)
+    assert stepaudio("clone", "a", "--reference", sound, *WORDS, *flags) == 0
+    assert "its first 0.75 s are used" in capsys.readouterr().err
+
+
+def test_a_voice_lives_through_all_commands(stepaudio, sound, tmp_path, capsys):
+    consent = ("--language", "en", "--consent", "herself, by letter")
+    assert stepaudio("voices", "add", "Ada", "--reference", sound, *WORDS, *consent) == 0
+    added = capsys.readouterr()
+    voice_id = added.out.strip()
+    assert "FunASR cache MISS" in added.err
+    assert stepaudio("clone", "a", "--voice", "Ada", "-o", tmp_path / "a.wav", *QUICK) == 0
+    assert "FunASR cache HIT" in capsys.readouterr().err
+    assert stepaudio("voices", "list") == 0
+    listed = capsys.readouterr().out
+    assert voice_id in listed
+    assert "Ada" in listed
+    assert stepaudio("voices", "rename", "Ada", "Grace") == 0
+    assert stepaudio("voices", "export", "Grace", tmp_path / "grace.zip") == 0
+    assert stepaudio("voices", "remove", voice_id) == 0
+    assert stepaudio("voices", "list") == 0
+    assert capsys.readouterr().out == "There are no saved voices.\n"
+    assert stepaudio("voices", "import", tmp_path / "grace.zip") == 0
+    new_id = capsys.readouterr().out.strip()
+    assert stepaudio("voices", "list", "--json") == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert shown["id"] == new_id != voice_id
+    assert (shown["name"], shown["transcript"], shown["language"]) == ("Grace", "the words", "en")
+    assert shown["consent"] == "herself, by letter"
+    (kept,) = VoiceFolder.of(Settings()).list()
+    assert kept.id == new_id

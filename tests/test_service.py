@@ -1,0 +1,117 @@
+"""Requests through the service: one path, one log block, the same errors for clones and edits."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+
+from stepaudio.audiofile import encode_wav
+from stepaudio.errors import Busy, Cancelled, InvalidInput
+from stepaudio.report import MOST_LINES
+from stepaudio.service import CloneRequest, EditRequest, Service
+from stepaudio.settings import Settings
+from stepaudio.types import SamplingParams, Task
+from tests.conftest import voice
+from tests.test_log import FIXED_LINES
+
+SHORT = {"sampling": SamplingParams(seed=3), "max_seconds": 0.6, "flow_steps": 1}
+EDIT_LINE = FIXED_LINES["clone"].replace("Clone:  ", "Edit:   ")
+
+
+@pytest.fixture
+def service(make_engine, tmp_path):
+    engine = make_engine()
+    running = Service(Settings(cache_dir=tmp_path / "cache"), lambda: engine)
+    running.start()
+    assert running.wait_until_decided(120) == "ready"
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def audio() -> bytes:
+    return encode_wav(voice(1.0))
+
+
+def edit(audio: bytes, /, **fields) -> EditRequest:
+    return EditRequest(**{"audio": audio, "transcript": "the words", "task": Task("vad"), **SHORT, **fields})
+
+
+def clone(audio: bytes, /, **fields) -> CloneRequest:
+    return CloneRequest(**{"audio": audio, "transcript": "the words", "text": "Hello.", **SHORT, **fields})
+
+
+def test_an_edit_leaves_the_block_of_fixed_lines_with_its_own_name(service, audio, caplog):
+    with caplog.at_level(logging.INFO, "stepaudio.service"):
+        result = service.submit_edit(edit(audio)).result(60)
+    block = caplog.records[-1].message
+    for pattern in (EDIT_LINE, *(FIXED_LINES[name] for name in ("miss", "total", "get engine", "post-process"))):
+        assert len(re.findall(pattern, block, re.MULTILINE)) == 1, pattern
+    assert "Clone" not in block
+    assert caplog.records[-1].facts["task"] == "Edit"
+    assert result.wav[:4] == b"RIFF"
+    assert result.synthesis.transcript == "the words"
+
+
+def test_a_block_of_many_passes_keeps_to_its_lines_and_their_sum(service, audio, caplog):
+    with caplog.at_level(logging.INFO, "stepaudio.service"):
+        result = service.submit_edit(edit(audio, passes=5)).result(60)
+    block = caplog.records[-1].message
+    assert len(block.splitlines()) <= MOST_LINES
+    assert [line.split()[0:2] for line in block.splitlines() if "Pass " in line] == [
+        ["Pass", str(n)] for n in range(1, 6)
+    ]
+    whole = result.synthesis.timings.find("Edit")
+    assert sum(child.seconds for child in whole.children) == pytest.approx(whole.seconds, abs=1e-3)
+    stages = caplog.records[-1].facts["stages"][1]["children"]
+    assert [child["name"] for child in stages[1]["children"]] == ["FunASR", "LLM", "Flow", "Vocoder", "other"]
+
+
+def test_an_output_and_its_transcript_are_the_next_input(service, audio):
+    first = service.submit_edit(edit(audio, task=Task("paralinguistic"), new_text="the [Sigh] words")).result(60)
+    chained = edit(first.wav, transcript=first.synthesis.transcript, task=Task("emotion", "sad"))
+    assert service.submit_edit(chained).result(60).synthesis.transcript == "the [Sigh] words"
+
+
+def test_an_edit_of_a_cloned_voice_hits_the_cache(service, audio):
+    assert not service.submit_clone(clone(audio)).result(60).synthesis.cache_hit
+    assert service.submit_edit(edit(audio)).result(60).synthesis.cache_hit
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"task": Task("emotion", "hungry")}, "not one of them"),
+        ({"audio": b"no sound at all"}, "cannot be read"),
+        ({"audio": b""}, "is empty"),
+        ({"task": Task("speed", "faster"), "transcript": ""}, "transcript of the reference is empty"),
+    ],
+)
+def test_an_edit_that_is_refused_says_so_in_the_log_and_the_next_one_runs(service, audio, caplog, fields, sentence):
+    with pytest.raises(InvalidInput, match=sentence):
+        service.submit_edit(edit(audio, **fields)).result(60)
+    assert "Edit refused (InvalidInput)" in caplog.text
+    assert service.submit_edit(edit(audio)).result(60).wav
+
+
+def test_an_edit_can_be_cancelled_while_it_runs(service, audio, caplog):
+    with caplog.at_level(logging.INFO, "stepaudio.service"):
+        job = service.submit_edit(edit(audio, passes=5, flow_steps=50))
+        while job.state == "waiting" or job.progress[0] != "Flow":
+            job.wait_for_change(1.0)
+        job.cancel()
+        with pytest.raises(Cancelled):
+            job.result(60)
+    assert "Edit cancelled." in caplog.text
+
+
+def test_edits_and_clones_wait_in_one_line(make_engine, audio, tmp_path):
+    service = Service(Settings(cache_dir=tmp_path / "cache", queue_limit=1), make_engine)
+    jobs = [service.submit_edit(edit(audio)), service.submit_clone(clone(audio))]
+    with pytest.raises(Busy):
+        service.submit_edit(edit(audio))
+    service.start()
+    assert all(job.result(120).wav for job in jobs)
+    service.close()
