@@ -298,7 +298,7 @@ def wait_for_player(page, state: str) -> None:
     page.wait_for_function(
         "state => document.querySelector('#player .stepaudio-player').dataset.state === state",
         arg=state,
-        timeout=30_000,
+        timeout=CLONE_SECONDS,
     )
 
 
@@ -319,7 +319,7 @@ def test_the_sound_begins_while_it_is_being_made_and_ends_with_stop(slow_page, s
     before = slow_server.log.count("Clone cancelled.")
     wait_for_player(slow_page, "playing")
     assert "RTF" not in slow_page.locator("#run").inner_text()
-    slow_page.locator("#player").get_by_text(re.compile(r"▶ \d+\.\d s / \d+\.\d s …")).wait_for()
+    slow_page.locator("#player").get_by_text(re.compile(r"▶ \d+\.\d s / \d+\.\d s …")).wait_for(timeout=CLONE_SECONDS)
     slow_page.get_by_role("button", name="Stop").click(timeout=CLONE_SECONDS)
     wait_for_player(slow_page, "stopped")
     wait_for_cancelled(slow_server, before + 1)
