@@ -281,7 +281,7 @@ def test_a_reload_ends_the_job_that_nobody_waits_for_any_more(slow_page, slow_se
 
 def test_stop_ends_the_run_and_the_next_one_works(slow_page, slow_server):
     before = slow_server.log.count("Clone cancelled.")
-    slow_page.get_by_role("button", name="Stop").click()
+    slow_page.get_by_role("button", name="Stop").click(timeout=CLONE_SECONDS)
     slow_page.locator("#error").get_by_text(re.compile("stopped|cancelled")).wait_for()
     wait_for_cancelled(slow_server, before + 1)
     slow_page.locator("#flow-steps input[type=number]").fill("1")
@@ -298,7 +298,7 @@ def wait_for_player(page, state: str) -> None:
     page.wait_for_function(
         "state => document.querySelector('#player .stepaudio-player').dataset.state === state",
         arg=state,
-        timeout=30_000,
+        timeout=CLONE_SECONDS,
     )
 
 
@@ -319,8 +319,8 @@ def test_the_sound_begins_while_it_is_being_made_and_ends_with_stop(slow_page, s
     before = slow_server.log.count("Clone cancelled.")
     wait_for_player(slow_page, "playing")
     assert "RTF" not in slow_page.locator("#run").inner_text()
-    slow_page.locator("#player").get_by_text(re.compile(r"▶ \d+\.\d s / \d+\.\d s …")).wait_for()
-    slow_page.get_by_role("button", name="Stop").click()
+    slow_page.locator("#player").get_by_text(re.compile(r"▶ \d+\.\d s / \d+\.\d s …")).wait_for(timeout=CLONE_SECONDS)
+    slow_page.get_by_role("button", name="Stop").click(timeout=CLONE_SECONDS)
     wait_for_player(slow_page, "stopped")
     wait_for_cancelled(slow_server, before + 1)
 

@@ -162,12 +162,19 @@ def fail_after(function, calls: int, error: Exception):
     return failing
 
 
+def failing_model(generate, calls: int, error: Exception):
+    """Return the language model's generate, which fails once it has told of numbers so often."""
+    return lambda *args, on_numbers, **kwargs: generate(
+        *args, on_numbers=fail_after(on_numbers, calls, error), **kwargs
+    )
+
+
 @pytest.mark.parametrize("side", ["model", "vocoder"])
 def test_an_error_of_either_side_ends_both_and_is_raised_once(pipeline, reference, monkeypatch, side):
     stream = streamed(pipeline, reference, max_seconds=30.0)
     error = GenerationError("made up")
     if side == "model":
-        monkeypatch.setattr(pipeline._lm, "_draw", fail_after(pipeline._lm._draw, 100, error))
+        monkeypatch.setattr(pipeline._lm, "generate", failing_model(pipeline._lm.generate, 100, error))
     else:
         monkeypatch.setattr(stream.voice, "push", fail_after(stream.voice.push, 20, error))
     next(stream)

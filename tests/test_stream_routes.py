@@ -30,6 +30,7 @@ from stepaudio.settings import Settings
 from stepaudio.stream_routes import SoundResponse
 from stepaudio.types import SamplingParams
 from tests.conftest import ROOT, voice
+from tests.test_speech_stream import failing_model
 
 LONG = "[sigh] " * 60
 RECORDING = encode_wav(voice(2.0))
@@ -164,14 +165,7 @@ def test_an_unforeseen_error_before_the_first_byte_is_told_by_its_request_id(cli
 
 def test_an_error_after_the_first_byte_ends_the_connection_abnormally(client, service, monkeypatch):
     lm = service.engine.pipeline._lm
-    draw, count = lm._draw, iter(range(200))
-
-    def failing(*args):
-        if next(count, None) is None:
-            raise GenerationError("made up")
-        draw(*args)
-
-    monkeypatch.setattr(lm, "_draw", failing)
+    monkeypatch.setattr(lm, "generate", failing_model(lm.generate, 200, GenerationError("made up")))
     with client.stream("POST", "/stream", **form(max_seconds="20")) as answer:
         assert answer.status_code == 200
         parts = answer.iter_raw()
@@ -222,7 +216,14 @@ def test_a_ticket_leads_to_the_sound_of_its_job_once_and_for_nobody_else(client,
     ticket, other = (client.post("/stream/tickets").json()["ticket"] for _ in range(2))
     feed = service.tickets.claim(ticket, "write")
     assert ticket != other
-    request = CloneRequest(RECORDING, "the words", LONG, SamplingParams(seed=3), flow_steps=1, max_seconds=2.0)
+    request = CloneRequest(
+        audio=RECORDING,
+        transcript="the words",
+        text=LONG,
+        sampling=SamplingParams(seed=3),
+        flow_steps=1,
+        max_seconds=2.0,
+    )
     job = service.submit_stream(request, feed)
     answer = client.get(f"/stream/{ticket}")
     assert answer.status_code == 200

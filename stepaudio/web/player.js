@@ -6,7 +6,7 @@
   const base = new URL(".", document.currentScript.src);
   const RATE = 24000; // of the output; what comes at another rate is resampled by the browser
   const LEAD = 0.05; // seconds from scheduling the first sample to its sound
-  const SHOW_MS = 100;
+  const SHOW_MS = 250;
   let current = null;
   let clicked = 0;
 
