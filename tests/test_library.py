@@ -34,7 +34,9 @@ def test_the_lines_of_the_readme_clone_a_voice(tiny_weights, sound, tmp_path):
         "STEPAUDIO_MAX_OUTPUT_SECONDS": "0.6",
         "STEPAUDIO_DEVICE": "cpu",
     }
-    subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, env=environment, check=True, timeout=300)
+    subprocess.run(
+        [os.path.abspath(sys.executable), "-c", lines], cwd=tmp_path, env=environment, check=True, timeout=300
+    )
     made, rate = soundfile.read(tmp_path / "cloned.wav")
     assert (len(made), rate) == (2880 * 5, 24000)
     assert np.abs(made).max() > 1e-3
