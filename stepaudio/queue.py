@@ -210,6 +210,13 @@ class JobQueue:
             self._line.changed.notify_all()
             return job
 
+    def drain(self, seconds: float) -> bool:
+        """Take no more jobs, and wait for those that are in line or run; return whether all are over in time."""
+        with self._line.changed:
+            self._closed = True
+            self._line.changed.notify_all()
+            return self._line.changed.wait_for(lambda: not self._running and not self._line.waiting, seconds)
+
     def close(self, drain_seconds: float = 0.0) -> None:
         """Take no more jobs, cancel those that wait, let those that run finish within the limit, then cancel them."""
         with self._line.changed:

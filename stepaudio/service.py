@@ -16,10 +16,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 from stepaudio.asr import Transcriber, absent
 from stepaudio.audiofile import Limits as FileLimits
 from stepaudio.audiofile import LoadedReference, encode_wav, load_reference
-from stepaudio.errors import Cancelled, StepAudioError
+from stepaudio.errors import Cancelled, OutOfMemory, StepAudioError
 from stepaudio.feed import SoundFeed, Tickets
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
+from stepaudio.memory import is_out_of_memory, release
 from stepaudio.pipeline import Pipeline
 from stepaudio.queue import Job, JobQueue
 from stepaudio.report import GET_ENGINE, POST_PROCESS, cache_lines, request_block, request_record
@@ -34,7 +35,7 @@ CLONE, EDIT, SAVE_VOICE, TRANSCRIBE = "Clone", "Edit", "Save voice", "Transcribe
 DECODE_AUDIO = "Decode audio"
 LOOK_SECONDS = 0.2
 T = TypeVar("T")
-State = Literal["loading", "ready", "failed"]
+State = Literal["loading", "ready", "failed", "stopping"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,6 +55,10 @@ class Request(ABC):
     flow_steps: int = 10
     max_seconds: float | None = None
 
+    def smaller(self) -> Request | None:
+        """Return the request to try when memory did not suffice for this one; None where it cannot be tried again."""
+        return self
+
     @abstractmethod
     def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
         """Return what the pipeline makes of it."""
@@ -61,15 +66,26 @@ class Request(ABC):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CloneRequest(Request):
-    """A text to be spoken in the voice of the sound. feed: where the sound goes while it is being made, if anywhere."""
+    """A text to be spoken in the voice of the sound. feed: where the sound goes while it is being made, if anywhere.
+
+    in_pieces: whether flow and vocoder take a piece at a time, as for a feed, which needs less memory.
+    """
 
     label = CLONE
 
     text: str
     feed: SoundFeed | None = None
+    in_pieces: bool = False
+
+    def smaller(self) -> CloneRequest | None:
+        if self.feed is None:
+            return replace(self, in_pieces=True)
+        # What has been heard cannot be begun again.
+        return None if self.feed.has_begun else self
 
     def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        make = pipeline.clone if self.feed is None else _streaming(pipeline, self.feed)
+        whole = self.feed is None and not self.in_pieces
+        make = pipeline.clone if whole else _streaming(pipeline, self.feed)
         return make(
             reference,
             self.text,
@@ -133,6 +149,7 @@ class Service:
         self._engine: Engine | None = None
         self._failure: StepAudioError | None = None
         self._decided = threading.Event()
+        self._stopping = False
         self._loader = threading.Thread(target=self._load_engine, name="stepaudio-load", daemon=True)
 
     def start(self) -> None:
@@ -141,7 +158,9 @@ class Service:
 
     @property
     def state(self) -> State:
-        """Whether requests are served at full speed already."""
+        """Whether requests are served at full speed already, and still."""
+        if self._stopping:
+            return "stopping"
         if not self._decided.is_set():
             return "loading"
         return "ready" if self._engine is not None else "failed"
@@ -195,6 +214,11 @@ class Service:
         job = self._submit(replace(request, feed=feed))
         feed.follow(job)
         return job
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more jobs and let those that were accepted end; return whether all were over in time."""
+        self._stopping = True
+        return self.queue.drain(seconds)
 
     def close(self, drain_seconds: float = 5.0) -> None:
         """Take no more jobs, let the running one finish within the limit, release the engine."""
@@ -255,7 +279,7 @@ class Service:
             with timer.stage(DECODE_AUDIO):
                 loaded, transcript = self._reference(request)
             reference = Reference(loaded.waveform, transcript)
-            synthesis = request.run(engine.pipeline, reference, timer, job)
+            synthesis = _run_within_memory(request, engine, reference, timer, job)
         with timer.stage(POST_PROCESS):
             wav = encode_wav(synthesis.waveform)
         synthesis = replace(synthesis, timings=timer.finish(), notices=loaded.notices + synthesis.notices)
@@ -297,6 +321,35 @@ class Service:
         return voice
 
 
-def _streaming(pipeline: Pipeline, feed: SoundFeed) -> Callable[..., Synthesis]:
+def _streaming(pipeline: Pipeline, feed: SoundFeed | None) -> Callable[..., Synthesis]:
     """Return what takes the arguments of clone() and gives its result, and the sound to the feed meanwhile."""
-    return lambda *given, **named: pipeline.stream(*given, **named).into(feed.put)
+    hear = feed.put if feed is not None else lambda piece: None
+    return lambda *given, **named: pipeline.stream(*given, **named).into(hear)
+
+
+def _run_within_memory(
+    request: Request, engine: Engine, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+) -> Synthesis:
+    """Return what the pipeline makes of a request; where memory ends, it is tried once more, with less.
+
+    Raises OutOfMemory when that does not suffice either. Everything is raised outside of the handlers, because an
+    error that is kept keeps with it the memory that ran out.
+    """
+    try:
+        return request.run(engine.pipeline, reference, timer, job)
+    except (MemoryError, RuntimeError, StepAudioError) as error:
+        if not is_out_of_memory(error):
+            raise
+        log.warning("Out of memory: %s. What can be spared is given back.", str(error).split("\n")[0].rstrip("."))
+    engine.pipeline.forget()
+    release(engine.runtime)
+    again = request.smaller()
+    if again is not None:
+        try:
+            return again.run(engine.pipeline, reference, timer, job)
+        except (MemoryError, RuntimeError, StepAudioError) as error:
+            if not is_out_of_memory(error):
+                raise
+        engine.pipeline.forget()
+        release(engine.runtime)
+    raise OutOfMemory("There is not enough memory for this request; a shorter reference or a shorter text may fit.")

@@ -54,7 +54,7 @@ class Server:
             "STEPAUDIO_MODELS_DIR": str(self.folder / "models"),
             "STEPAUDIO_CACHE_DIR": str(self.folder / "cache"),
             "STEPAUDIO_PORT": str(self.port),
-            "GRADIO_TEMP_DIR": str(self.folder / "gradio"),
+            "STEPAUDIO_TEMP_DIR": str(self.folder / "temporary"),
             "PYTHONUTF8": "1",
             **self.settings,
         }
