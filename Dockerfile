@@ -75,13 +75,13 @@ RUN packages="$(python -c 'import sysconfig; print(sysconfig.get_path("purelib")
               "${packages}"/torch/include "${packages}"/torch/test "${packages}"/torch/bin/test_* \
               "${packages}"/torch/bin/protoc*
 
-# The source comes last: a change of it copies nothing else. --chown, because COPY keeps the modes of the checkout,
-# and one made under umask 077 would not be readable.
+# The source comes last: a change of it copies nothing else. --chmod, because COPY keeps the modes of the checkout,
+# and one made under umask 077 would not be readable. It belongs to root: the program cannot change itself.
 FROM base AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=libraries-cuda /opt/venv /opt/venv
-COPY --chown=10001:10001 . .
+COPY --chmod=755 . .
 
 FROM base AS cpu
 COPY --from=libraries-cpu /opt/venv /opt/venv
-COPY --chown=10001:10001 . .
+COPY --chmod=755 . .

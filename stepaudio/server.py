@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
@@ -34,6 +35,7 @@ def serve(settings: Settings) -> None:
     StepAudioError when the port is taken. The models are loaded while the page is up.
     """
     configure_logging(settings.log_level, settings.log_format)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     login = Login.parse(settings.login)
     weights, runtime = choose(settings)
     for sentence in memory.advice(weights, runtime):
@@ -83,6 +85,11 @@ class Server(uvicorn.Server):
         else:
             log.warning("Stopping: what is not done after %g s is cancelled.", self._drain_seconds)
         self.should_exit = True
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a record tells more than that an open page was let go of at the end, which comes as a traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _listen(host: str, port: int) -> socket.socket:
