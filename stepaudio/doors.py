@@ -9,7 +9,7 @@ import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from starlette.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from stepaudio.errors import InvalidInput
 from stepaudio.tempfolder import TempFolder

@@ -88,7 +88,7 @@ class Server(uvicorn.Server):
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Return whether a record tells more than that an open page was let go of at the end, which comes as a traceback."""
+    """Return whether a record tells more than that an open page was let go of at the end, a traceback otherwise."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 

@@ -29,6 +29,7 @@ LAYERS = [
     {"queue"},
     {"voices", "feed"},
     {"service", "bench", "doctor", "export_encoder"},
+    {"fieldtest"},
     {"web"},
     {"stream_routes"},
     {"api"},
