@@ -27,6 +27,7 @@ LAYERS = [
     {"queue"},
     {"voices", "feed"},
     {"service", "bench", "doctor", "export_encoder"},
+    {"batches"},
     {"web"},
     {"api"},
     {"server", "commands"},
