@@ -14,7 +14,7 @@ from stepaudio.api.batch import batch_routes
 from stepaudio.api.catalogue import catalogue_routes
 from stepaudio.api.edits import edit_routes
 from stepaudio.api.errors import add_handlers, error_response
-from stepaudio.api.guard import Guard
+from stepaudio.api.guard import Guard, read_keys
 from stepaudio.api.speech import speech_routes
 from stepaudio.api.stream import stream_routes
 from stepaudio.api.voices import voice_routes
@@ -53,7 +53,7 @@ def build_app(service: Service) -> FastAPI:
         redoc_url=None,
         static_url="/docs-static",
     )
-    app.add_middleware(Guard, service=service)
+    app.add_middleware(Guard, service=service, keys=read_keys(service.settings))
     add_handlers(app, service)
     _add_health(app, service)
     routers = (

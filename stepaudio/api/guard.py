@@ -33,10 +33,11 @@ BODY_SECONDS = 60.0
 class Guard:
     """ASGI middleware for the API's paths; the page's own are let through as they are."""
 
-    def __init__(self, app: App, service: Service) -> None:
+    def __init__(self, app: App, service: Service, keys: tuple[bytes, ...]) -> None:
+        """keys: one of which a client must send; () where none is needed."""
         self._app = app
         self._service = service
-        self._keys = read_keys(service.settings)
+        self._keys = keys
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
