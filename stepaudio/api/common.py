@@ -70,9 +70,21 @@ async def bytes_of(upload: UploadFile, what: str) -> bytes:
     return data
 
 
-def sound_documented(*more: str) -> dict[int | str, dict[str, Any]]:
-    """Return the documentation of an answer that is a sound, or one of ``more`` media types."""
+EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "event": {"type": "string"},
+        "data": {"type": "string", "description": "speech.audio.delta, speech.audio.done or an error, as JSON"},
+    },
+}
+"""What one server-sent event is."""
+
+
+def sound_documented(**more: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """Return the documentation of an answer that is a sound, or one of ``more``: schemas by their media types."""
     kinds = [found.media_type for found in STREAM_FORMATS.values()]
-    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (*dict.fromkeys(kinds), *more)}
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in dict.fromkeys(kinds)}
+    content |= {kind: {"schema": schema} for kind, schema in more.items()}
     headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()}
     return {200: {"description": "The sound.", "content": content, "headers": headers}}

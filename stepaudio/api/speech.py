@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from stepaudio.api.common import SPEECH_ALIASES, check_model, client_of, find_voice, sound_documented
+from stepaudio.api.common import EVENT, SPEECH_ALIASES, check_model, client_of, find_voice, sound_documented
 from stepaudio.api.errors import documented
 from stepaudio.api.options import MOST_TEXT, Format, RunOptions, Speed
 from stepaudio.api.sound import Events, Plain, SoundResponse, result_of, whole_response
@@ -63,7 +63,7 @@ def speech_routes(service: Service) -> APIRouter:
         "/v1/audio/speech",
         response_class=Response,
         responses={
-            **sound_documented("text/event-stream"),
+            **sound_documented(**{"text/event-stream": EVENT}),
             **documented(400, 404, 408, 413, 415, 422, 429, 499, 500, 503),
         },
     )
