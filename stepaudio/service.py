@@ -20,8 +20,10 @@ from stepaudio.feed import SoundFeed, Tickets
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
 from stepaudio.pipeline import Pipeline
+from stepaudio.presets import PresetFolder
 from stepaudio.queue import Job, JobQueue
 from stepaudio.report import GET_ENGINE, POST_PROCESS, cache_lines, request_block, request_record
+from stepaudio.runs import RunHistory
 from stepaudio.settings import Settings
 from stepaudio.timing import StageTimer
 from stepaudio.types import Reference, SamplingParams, Synthesis, Task
@@ -128,9 +130,11 @@ class Service:
         self.queue = JobQueue(limit=settings.queue_limit)
         self.voices = VoiceFolder.of(settings)
         self.tickets = Tickets()
+        self.runs = RunHistory()
         self._load = load
         self._engine: Engine | None = None
         self._failure: StepAudioError | None = None
+        self._presets = PresetFolder(None)
         self._decided = threading.Event()
         self._loader = threading.Thread(target=self._load_engine, name="stepaudio-load", daemon=True)
 
@@ -154,6 +158,11 @@ class Service:
     def engine(self) -> Engine | None:
         """The loaded engine, or None while it is loading or when that failed."""
         return self._engine
+
+    @property
+    def presets(self) -> PresetFolder:
+        """The voices that came with the weights; none before the engine is loaded."""
+        return self._presets
 
     def wait_until_decided(self, timeout: float | None = None) -> State:
         """Wait until loading is over, and return how it ended."""
@@ -196,6 +205,7 @@ class Service:
             self._failure = error
             log.error("The engine could not be loaded: %s", error)
         else:
+            self._presets = PresetFolder(engine.weights.path)
             self._engine = engine
             log.info("Ready after %.1f s: %s", time.perf_counter() - start, engine.summary)
         finally:
@@ -250,6 +260,7 @@ class Service:
             request_block(synthesis, waited=waited),
             extra={"facts": request_record(request.label, synthesis, waited=waited)},
         )
+        self.runs.add(request.label, synthesis, waited)
         return CloneResult(synthesis, wav)
 
     def _reference(self, request: Request) -> tuple[LoadedReference, str]:

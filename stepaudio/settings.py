@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     max_voices: int = Field(200, ge=1, description="how many voices may be saved")
     voices_megabytes: int = Field(1024, ge=1, description="upper bound of all saved voices together")
 
+    require_consent: bool = Field(
+        False, description="a new voice is taken only with the tick that its speaker agreed to it"
+    )
+
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(7860, ge=0, le=65535, description="port of the page and of the health checks")
     root_path: str = Field("", description="sub-path under which a reverse proxy serves the page, e.g. /voice")

@@ -20,7 +20,7 @@ from stepaudio.audiofile import wav_header
 from stepaudio.errors import Busy, Cancelled, InvalidInput, StepAudioError
 from stepaudio.feed import TICKET_SECONDS, SoundFeed
 from stepaudio.service import CloneRequest, Service
-from stepaudio.web.handlers import CloneForm, clone_request
+from stepaudio.web.forms import CloneForm, clone_request
 
 # As ASGI has them, https://asgi.readthedocs.io/en/latest/specs/www.html
 Message = MutableMapping[str, Any]

@@ -25,7 +25,7 @@ LAYERS = [
     {"loading"},
     {"library"},
     {"queue"},
-    {"voices", "feed"},
+    {"voices", "feed", "presets", "runs"},
     {"service", "bench", "doctor", "export_encoder"},
     {"web"},
     {"stream_routes"},
