@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
+from stepaudio.asr import Transcriber, absent
 from stepaudio.audiofile import Limits as FileLimits
 from stepaudio.audiofile import LoadedReference, encode_wav, load_reference
 from stepaudio.errors import Cancelled, StepAudioError
@@ -31,7 +32,7 @@ from stepaudio.voices import Voice, VoiceDraft, VoiceFolder
 
 log = logging.getLogger(__name__)
 
-CLONE, EDIT, SAVE_VOICE = "Clone", "Edit", "Save voice"
+CLONE, EDIT, SAVE_VOICE, TRANSCRIBE = "Clone", "Edit", "Save voice", "Transcribe"
 DECODE_AUDIO = "Decode audio"
 LOOK_SECONDS = 0.2
 T = TypeVar("T")
@@ -164,6 +165,13 @@ class Service:
         """The voices that came with the weights; none before the engine is loaded."""
         return self._presets
 
+    @property
+    def transcriber(self) -> Transcriber:
+        """What writes down the words of a sound; it says why where it cannot, also while the models are loaded."""
+        if self._engine is not None:
+            return self._engine.transcriber
+        return absent(self.problem or "The models are still being loaded.")
+
     def wait_until_decided(self, timeout: float | None = None) -> State:
         """Wait until loading is over, and return how it ended."""
         self._decided.wait(timeout)
@@ -183,6 +191,13 @@ class Service:
         An exported voice is imported by saving what voices.read_export makes of it.
         """
         return self._queue_up(SAVE_VOICE, lambda job: self._save(draft, job))
+
+    def submit_transcription(self, audio: bytes) -> Job[str]:
+        """Queue the writing down of what is said in a sound file. Raises Busy as submit_clone() does.
+
+        The job's result is the words, "" where none were heard; WeightsError where nothing can transcribe.
+        """
+        return self._queue_up(TRANSCRIBE, lambda job: self._transcribe(audio, job))
 
     def submit_stream(self, request: CloneRequest, feed: SoundFeed) -> Job[CloneResult]:
         """Queue a clone whose sound goes into ``feed`` while it is being made. Raises Busy as submit_clone() does."""
@@ -271,6 +286,15 @@ class Service:
         voice, audio = self.voices.load(request.voice)
         # The limit of uploads is no limit of what was saved here.
         return load_reference(audio, replace(limits, max_bytes=len(audio))), request.transcript or voice.transcript
+
+    def _transcribe(self, audio: bytes, job: Job[str]) -> str:
+        """Return the words of a sound file; they are not logged."""
+        engine = self._get_engine(job)
+        loaded = load_reference(audio, FileLimits.of(self.settings))
+        start = time.perf_counter()
+        words = engine.transcriber.transcribe(loaded.waveform)
+        log.info("Transcribed %.2f s in %.3f s.", loaded.waveform.seconds, time.perf_counter() - start)
+        return words
 
     def _save(self, draft: VoiceDraft, job: Job[Voice]) -> Voice:
         """Encode and save one voice."""

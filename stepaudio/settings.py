@@ -64,6 +64,9 @@ class Settings(BaseSettings):
         ge=0,
         description="memory for the beginnings of prompts (one a voice and transcript); 0: read anew each time",
     )
+    whisper_dir: str = Field(
+        "", description="folder of a Whisper (transformers' layout) that transcribes; empty: the Paraformer, if it can"
+    )
     threads: int = Field(0, ge=0, description="CPU threads; 0: one for each core this process may use")
 
     max_upload_megabytes: int = Field(50, ge=1, description="largest reference file")

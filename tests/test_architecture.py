@@ -21,7 +21,7 @@ LAYERS = [
     {"prompts", "cache", "encoder", "llm", "vocoder", "report", "tiny", "hub", "transfer"},
     {"snapshot"},
     {"download"},
-    {"pipeline", "speech_stream", "weights"},
+    {"pipeline", "speech_stream", "weights", "asr"},
     {"loading"},
     {"library"},
     {"queue"},
