@@ -10,7 +10,8 @@ from fastapi import FastAPI, Response
 
 from stepaudio.service import Service
 from stepaudio.stream_routes import add_stream_routes
-from stepaudio.web.page import CSS, Page
+from stepaudio.web.assets import css, head, theme
+from stepaudio.web.page import Page
 from stepaudio.web.uploads import take_uploads_only
 
 
@@ -53,7 +54,7 @@ def build_app(service: Service) -> FastAPI:
         pwa=False,
         mcp_server=False,
         footer_links=[],
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        css=CSS,
-        head=f'<script src="{service.settings.root_path}/stream/player.js" defer></script>',
+        theme=theme(),
+        css=css(),
+        head=head(service.settings.root_path),
     )

@@ -10,7 +10,6 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
@@ -20,7 +19,8 @@ from stepaudio.audiofile import wav_header
 from stepaudio.errors import Busy, Cancelled, InvalidInput, StepAudioError
 from stepaudio.feed import TICKET_SECONDS, SoundFeed
 from stepaudio.service import CloneRequest, Service
-from stepaudio.web.forms import CloneForm, clone_request
+from stepaudio.web.assets import FOLDER, SCRIPTS
+from stepaudio.web.forms import CloneForm, Knobs, clone_request
 
 # As ASGI has them, https://asgi.readthedocs.io/en/latest/specs/www.html
 Message = MutableMapping[str, Any]
@@ -28,7 +28,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 Format = Literal["wav", "pcm"]
-PLAYER = Path(__file__).parent / "web" / "player.js"
 FORM_BYTES = 1024 * 1024
 """What a form may hold beside its file."""
 STALLED_SECONDS = 60.0
@@ -62,9 +61,12 @@ def add_stream_routes(app: FastAPI, service: Service) -> None:
         """A ticket: the page sends it with its request and fetches the sound by it."""
         return {"ticket": service.tickets.open()}
 
-    @app.get("/stream/player.js")
-    def player() -> Response:
-        return FileResponse(PLAYER, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+    @app.get("/stream/{name}.js")
+    def script(name: str) -> Response:
+        """A script of the page."""
+        if f"{name}.js" not in SCRIPTS:
+            return JSONResponse({"error": "There is no such script."}, 404)
+        return FileResponse(FOLDER / f"{name}.js", media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
     @app.get("/stream/{ticket}")
     async def fetch(ticket: str) -> Response:
@@ -171,17 +173,12 @@ async def _read_form(request: Request, service: Service) -> CloneRequest:
     if unknown:
         raise InvalidInput(f"The field {unknown[0]!r} is not known; see the README.")
     seed, temperature, top_k, top_p, max_seconds, flow_steps = (_number(name, texts.get(name)) for name in NUMBERS)
+    knobs = Knobs(seed is None, seed, temperature, top_k, top_p, max_seconds, flow_steps)
     asked = CloneForm(
+        knobs,
         audio_path=None,
         transcript=texts.get("transcript", ""),
         text=texts.get("text", ""),
-        new_seed=seed is None,
-        seed=seed,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        max_seconds=max_seconds,
-        flow_steps=flow_steps,
     )
     return clone_request(service.settings, data, asked)
 

@@ -59,13 +59,14 @@ class Knobs:
 
 
 @dataclass(frozen=True)
-class CloneForm(Knobs):
+class CloneForm:
     """The fields of the tab "Clone"; audio_path, transcript, choice and consent are those of a Source.
 
     language_tag: one of tasks.LANGUAGE_TAGS, or "". ticket: of the stream by which the browser wants to hear the
     sound while it is being made (see feed.py); or "".
     """
 
+    knobs: Knobs
     audio_path: str | None
     transcript: str
     text: str
@@ -81,9 +82,10 @@ class CloneForm(Knobs):
 
 
 @dataclass(frozen=True)
-class EditForm(Knobs):
+class EditForm:
     """The fields of the tab "Edit"; the sound is the chain's affair."""
 
+    knobs: Knobs
     task: str
     option: str | None
     new_text: str
@@ -133,16 +135,19 @@ def read_upload(settings: Settings, path: str) -> bytes:
 
 
 def clone_request(settings: Settings, audio: bytes, form: CloneForm) -> CloneRequest:
-    """Return the request of a form and the bytes of its reference. Raises InvalidInput for a number out of range or an unknown language tag."""
+    """Return the request of a form and the bytes of its reference.
+
+    Raises InvalidInput for a number out of range and for an unknown language tag.
+    """
     if form.language_tag and form.language_tag not in tasks.LANGUAGE_TAGS:
         raise InvalidInput(f"There is no language tag {form.language_tag!r}.")
     return CloneRequest(
         audio=audio,
         transcript=form.transcript or "",
         text=f"{form.language_tag}{form.text or ''}" if (form.text or "").strip() else "",
-        sampling=form.sampling(settings),
-        flow_steps=form.steps(settings),
-        max_seconds=form.longest(settings),
+        sampling=form.knobs.sampling(settings),
+        flow_steps=form.knobs.steps(settings),
+        max_seconds=form.knobs.longest(settings),
     )
 
 
@@ -157,9 +162,9 @@ def edit_request(settings: Settings, given: Given, form: EditForm) -> EditReques
         task=task,
         new_text=(form.new_text or "") if spec.needs_target else None,
         passes=int(_number(form.passes, 1, 1, 5, "number of passes")),
-        sampling=form.sampling(settings),
-        flow_steps=form.steps(settings),
-        max_seconds=form.longest(settings),
+        sampling=form.knobs.sampling(settings),
+        flow_steps=form.knobs.steps(settings),
+        max_seconds=form.knobs.longest(settings),
     )
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from stepaudio.errors import Cancelled, StepAudioError
 from stepaudio.log import NO_REQUEST, request_context
 from stepaudio.queue import Job
 from stepaudio.report import request_block
-from stepaudio.service import CloneResult, Service
+from stepaudio.service import SAVE_VOICE, TRANSCRIBE, CloneResult, Service
 from stepaudio.types import Synthesis
-from stepaudio.web.forms import CloneForm, EditForm, Given, clone_request, edit_request, read_source
+from stepaudio.voices import Voice, VoiceDraft
+from stepaudio.web.forms import CloneForm, EditForm, Given, Source, clone_request, edit_request, read_source
 from stepaudio.web.sentences import in_language
 from stepaudio.web.sessions import SessionJobs
 from stepaudio.web.strings import Language, say
@@ -63,10 +64,10 @@ class Outcome(Generic[T]):
 
 
 class _Ticket:
-    """The request id of some work, NO_REQUEST until there is one; and whether the queue has logged its failure."""
+    """The job that some work has put into the queue, once it has, and the request id under which it is logged."""
 
     def __init__(self) -> None:
-        self.job: Job[CloneResult] | None = None
+        self.job: Job[Any] | None = None
 
     @property
     def request_id(self) -> str:
@@ -97,7 +98,7 @@ def run_clone(service: Service, form: CloneForm, tab: Tab) -> CloneView:
     ticket = _Ticket()
 
     def work() -> tuple[CloneResult, Given]:
-        given = read_source(service, form.source, tab.language)
+        given = _with_words(service, read_source(service, form.source, tab.language), tab)
         request = clone_request(service.settings, given.audio, replace(form, transcript=given.transcript))
         ticket.job = service.submit_stream(request, feed) if feed is not None else service.submit_clone(request)
         return _as_the_tabs_job(service, ticket.job, tab), given
@@ -106,6 +107,16 @@ def run_clone(service: Service, form: CloneForm, tab: Tab) -> CloneView:
     if ticket.job is None and feed is not None:
         feed.end(Cancelled("The request was not accepted."))
     return view
+
+
+def transcribe(service: Service, source: Source, tab: Tab) -> Outcome[str]:
+    """Write down what is said in a source's sound, as it is and whatever its transcript says."""
+
+    def work() -> str:
+        given = read_source(service, source, tab.language)
+        return _as_the_tabs_job(service, service.submit_transcription(given.audio), tab)
+
+    return attempt(tab.language, work)
 
 
 def run_edit(service: Service, given: Given, form: EditForm, tab: Tab) -> CloneView:
@@ -119,6 +130,25 @@ def run_edit(service: Service, given: Given, form: EditForm, tab: Tab) -> CloneV
     return _view(attempt(tab.language, work, ticket), ticket, tab)
 
 
+def save_voice(service: Service, draft: VoiceDraft, tab: Tab) -> Outcome[Voice]:
+    """Encode and save a voice through the queue; a draft without a transcript gets what is heard in it."""
+
+    def work() -> Voice:
+        given = _with_words(service, Given(draft.audio, draft.transcript), tab)
+        job = service.save_voice(replace(draft, transcript=given.transcript))
+        return _as_the_tabs_job(service, job, tab)
+
+    return attempt(tab.language, work)
+
+
+def _with_words(service: Service, given: Given, tab: Tab) -> Given:
+    """Return a sound with its words: those given, else what is heard in it, where something here can transcribe."""
+    if given.transcript.strip() or not service.transcriber.available:
+        return given
+    words = _as_the_tabs_job(service, service.submit_transcription(given.audio), tab)
+    return replace(given, transcript=words)
+
+
 def _view(outcome: Outcome[tuple[CloneResult, Given]], ticket: _Ticket, tab: Tab) -> CloneView:
     if outcome.value is None:
         tab.tell(ticket.request_id, outcome.error)
@@ -128,7 +158,7 @@ def _view(outcome: Outcome[tuple[CloneResult, Given]], ticket: _Ticket, tab: Tab
     return CloneView(ticket.request_id, result.wav, result.synthesis, given=given)
 
 
-def _as_the_tabs_job(service: Service, job: Job[CloneResult], tab: Tab) -> CloneResult:
+def _as_the_tabs_job(service: Service, job: Job[T], tab: Tab) -> T:
     """Wait for the job while it is the one of its tab, showing its progress, and return its result."""
     tab.jobs.begin(tab.session, job)
     try:
@@ -137,13 +167,16 @@ def _as_the_tabs_job(service: Service, job: Job[CloneResult], tab: Tab) -> Clone
         tab.jobs.end(tab.session, job)
 
 
-def _follow(service: Service, job: Job[CloneResult], tab: Tab) -> CloneResult:
+def _follow(service: Service, job: Job[T], tab: Tab) -> T:
     """Show the job's progress until it is done, and return its result."""
     told = ""
     while job.state in ("waiting", "running"):
         words = ""
         if job.state == "waiting":
             words = _waiting(service, job.position, tab.language)
+            tab.show(0.0, words)
+        elif job.label in (TRANSCRIBE, SAVE_VOICE):
+            words = say(tab.language, "saving" if job.label == SAVE_VOICE else "transcribing")
             tab.show(0.0, words)
         elif job.progress[0] in STAGE_SPANS:
             stage, fraction = job.progress

@@ -10,14 +10,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from stepaudio.queue import Job
-from stepaudio.service import CloneResult
 from stepaudio.types import Synthesis
 from stepaudio.web.history import Chain
 
-CloneJob = Job[CloneResult]
+TabJob = Job[Any]
 Kind = Literal["reference", "clone", "edit"]
 
 LOG_LINES = 200
@@ -31,10 +30,10 @@ class SessionJobs:
     """Remembers, for each session that has one, the job that runs or waits for it. Safe in many threads."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, CloneJob] = {}
+        self._jobs: dict[str, TabJob] = {}
         self._lock = threading.Lock()
 
-    def begin(self, session: str, job: CloneJob) -> None:
+    def begin(self, session: str, job: TabJob) -> None:
         """Take a session's new job; an earlier one is cancelled."""
         with self._lock:
             earlier = self._jobs.get(session)
@@ -49,7 +48,7 @@ class SessionJobs:
         if job is not None:
             job.cancel()
 
-    def end(self, session: str, job: CloneJob) -> None:
+    def end(self, session: str, job: TabJob) -> None:
         """Forget a job that is over."""
         with self._lock:
             if self._jobs.get(session) is job:
@@ -84,7 +83,7 @@ class Session:
     takes: list[Sound] = field(default_factory=list)
     syntheses: list[Synthesis] = field(default_factory=list)
     last: Synthesis | None = None
-    sent: dict[str, object] = field(default_factory=dict)
+    sent: dict[int, object] = field(default_factory=dict)
     used: float = 0.0
     _count: int = 0
 
