@@ -14,6 +14,7 @@ from stepaudio.web.forms import CloneForm, Knobs
 from stepaudio.web.handlers import CloneView, attempt, run_clone
 from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, tag_bar
 from stepaudio.web.sessions import Session, Sound
+from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import Language, say
 from stepaudio.web.tables import run_summary
 
@@ -34,12 +35,7 @@ class CloneTab:
                 on(gr.HTML(elem_id="tags"), value=lambda language: tag_bar("#text", language))
                 self.note = gr.Markdown(visible=False, elem_id="tags-note", elem_classes="stepaudio-note")
                 self.language_tag = on(
-                    gr.Dropdown(
-                        [("", ""), *((tag, tag) for tag in tasks.LANGUAGE_TAGS)],
-                        value="",
-                        elem_id="language-tag",
-                        filterable=False,
-                    ),
+                    any_value(gr.Dropdown(language_choices("en"), value="", elem_id="language-tag", filterable=False)),
                     label="language_tag",
                     choices=language_choices,
                 )

@@ -10,6 +10,7 @@ import gradio as gr
 from stepaudio.web.desk import PRIVATE, Desk, file_of, wave_of
 from stepaudio.web.pictures import axis_ticks, matching_gains, mel_png, waveform_svg
 from stepaudio.web.sessions import Session, Sound
+from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import Language, say
 
 SIDES = ("a", "b")
@@ -23,8 +24,8 @@ class CompareTab:
         on = desk.words.on
         on(gr.Markdown(elem_id="compare-intro"), value="compare_intro")
         with gr.Row():
-            self.first = on(gr.Dropdown([], elem_id="compare-first", filterable=False), label="compare_a")
-            self.second = on(gr.Dropdown([], elem_id="compare-second", filterable=False), label="compare_b")
+            self.first = on(any_value(gr.Dropdown([], elem_id="compare-first", filterable=False)), label="compare_a")
+            self.second = on(any_value(gr.Dropdown([], elem_id="compare-second", filterable=False)), label="compare_b")
         self.switch = on(gr.HTML(elem_id="ab"), value=lambda language: ab_switch([1.0, 1.0], language, ready=False))
         self.pictures = gr.HTML(elem_id="pictures")
         with gr.Row():

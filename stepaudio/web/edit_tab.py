@@ -18,6 +18,7 @@ from stepaudio.web.handlers import Outcome, attempt, run_edit
 from stepaudio.web.history import Chain, Step
 from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, tag_bar
 from stepaudio.web.sessions import Session
+from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import Language, say
 from stepaudio.web.tables import run_summary
 
@@ -34,20 +35,26 @@ class EditTab:
                 with gr.Group(elem_id="edit-source") as self.source_box:
                     self.picker = VoicePicker(desk, "edit-")
                 self.chain = on(
-                    gr.Radio([], visible=False, elem_id="chain", elem_classes="stepaudio-list"), label="chain"
+                    any_value(gr.Radio([], visible=False, elem_id="chain", elem_classes="stepaudio-list")),
+                    label="chain",
                 )
                 with gr.Row(elem_classes="stepaudio-tight"):
                     self.restore = on(gr.Button(size="sm", interactive=False, elem_id="restore"), value="restore")
                     self.clear = on(gr.Button(size="sm", interactive=False, elem_id="clear-chain"), value="clear_chain")
                 self.task = on(
-                    gr.Radio([(first.name, first.name)], value=first.name, elem_id="task"),
+                    any_value(gr.Radio([(first.name, first.name)], value=first.name, elem_id="task")),
                     label="task",
                     choices=self._task_choices,
                 )
                 self.note = gr.Markdown(visible=False, elem_id="task-note", elem_classes="stepaudio-note")
                 self.option = on(
-                    gr.Dropdown(
-                        option_choices(first.name, "en"), value=first.options[0], elem_id="option", filterable=True
+                    any_value(
+                        gr.Dropdown(
+                            option_choices(first.name, "en"),
+                            value=first.options[0],
+                            elem_id="option",
+                            filterable=True,
+                        )
                     ),
                     label="option",
                 )

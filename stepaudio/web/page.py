@@ -17,6 +17,7 @@ from stepaudio.web.fetching import WeightsFetcher
 from stepaudio.web.model_tab import ModelTab
 from stepaudio.web.performance_tab import PerformanceTab
 from stepaudio.web.sessions import Session
+from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import LANGUAGES, Language, language_of
 from stepaudio.web.tables import banners
 from stepaudio.web.voices_tab import VoicesTab
@@ -48,7 +49,7 @@ class Page:
                 with gr.Column(scale=1, min_width=250, elem_id="switches"), gr.Row():
                     names = [(name, code) for code, name in LANGUAGES.items()]
                     desk.language = on(
-                        gr.Radio(names, value="en", elem_id="language", container=False), label="language"
+                        any_value(gr.Radio(names, value="en", elem_id="language", container=False)), label="language"
                     )
                     self.dark = on(gr.Button(size="sm", elem_id="dark", min_width=60, scale=0), value="dark")
             self.banner = gr.Markdown(elem_id="banner", visible=False)
@@ -73,9 +74,10 @@ class Page:
         desk, language = self._desk, self._desk.language
         for tab in (self.clone, self.edit, self.compare, self.voices, self.performance, self.model):
             tab.wire()
+        remembered = gr.Textbox("", visible=False)  # filled in by studio.js
         blocks.load(
             self._load,
-            language,
+            remembered,
             [language, *self._everything],
             js="() => [stepaudioStudio.language()]",
             **PRIVATE,

@@ -13,6 +13,7 @@ from stepaudio.web.desk import FORMATS, PRIVATE, Desk, converted, file_of, uploa
 from stepaudio.web.forms import NEW, PRESET, Source, read_source
 from stepaudio.web.handlers import attempt, transcribe
 from stepaudio.web.sessions import Session
+from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import Language, say
 
 VISIBLE_TAGS = 10
@@ -24,9 +25,12 @@ class VoicePicker:
     def __init__(self, desk: Desk, prefix: str = "") -> None:
         self._desk = desk
         on, settings = desk.words.on, desk.service.settings
-        self.presets = on(gr.Radio([], visible=False, elem_id=f"{prefix}presets"), label="presets")
+        self.presets = on(
+            any_value(gr.Radio([], visible=False, elem_id=f"{prefix}presets", elem_classes="stepaudio-pills")),
+            label="presets",
+        )
         self.choice = on(
-            gr.Dropdown([("", NEW)], value=NEW, elem_id=f"{prefix}voice", filterable=True),
+            any_value(gr.Dropdown([("", NEW)], value=NEW, elem_id=f"{prefix}voice", filterable=True)),
             label="voice",
             choices=desk.voice_choices,
         )
@@ -172,7 +176,9 @@ class SoundOut:
         self.audio = on(gr.Audio(interactive=False, elem_id=f"{prefix}result", buttons=["download"]), label="result")
         with gr.Row(elem_classes="stepaudio-tight"):
             self.format = on(
-                gr.Dropdown(list(FORMATS), value="wav", elem_id=f"{prefix}format", filterable=False, min_width=90),
+                any_value(
+                    gr.Dropdown(list(FORMATS), value="wav", elem_id=f"{prefix}format", filterable=False, min_width=90)
+                ),
                 label="format",
             )
             self.download = on(

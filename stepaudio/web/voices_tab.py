@@ -14,6 +14,7 @@ from stepaudio.voices import Voice, VoiceDraft, read_export
 from stepaudio.web.desk import PRIVATE, Desk, error_update, file_of, uploaded
 from stepaudio.web.forms import check_consent, read_upload
 from stepaudio.web.handlers import Outcome, attempt, save_voice
+from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import Language, say
 
 
@@ -43,7 +44,7 @@ class VoicesTab:
             with gr.Column():
                 self.error = gr.Markdown(elem_id="voices-error", visible=False, elem_classes="stepaudio-error")
                 self.chosen = on(
-                    gr.Radio([], elem_id="voice-list", elem_classes="stepaudio-list"), label="saved_voices"
+                    any_value(gr.Radio([], elem_id="voice-list", elem_classes="stepaudio-list")), label="saved_voices"
                 )
                 self.about = on(gr.HTML(elem_id="voice-about"), value=lambda language: about(None, language))
                 self.listen = on(gr.Audio(interactive=False, elem_id="voice-listen", buttons=[]), label="voice_sound")
