@@ -65,11 +65,6 @@ class RunHistory:
         with self._lock:
             return tuple(self._runs)
 
-    def expected_wait(self, position: int) -> float | None:
-        """Return how long the n-th in line may wait, in seconds, by the median of the runs; None before the first."""
-        totals = [run.total for run in self.runs()]
-        return position * float(np.median(totals)) if totals else None
-
     def summaries(self) -> tuple[RunSummary, ...]:
         """Return the summaries of the runs, hits and misses apart, by label."""
         groups: dict[tuple[str, bool], list[Run]] = {}

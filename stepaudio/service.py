@@ -16,10 +16,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 from stepaudio.asr import Transcriber, absent
 from stepaudio.audiofile import Limits as FileLimits
 from stepaudio.audiofile import LoadedReference, encode_wav, load_reference
-from stepaudio.errors import Cancelled, StepAudioError
+from stepaudio.errors import Busy, Cancelled, StepAudioError
 from stepaudio.feed import SoundFeed, Tickets
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
+from stepaudio.metrics import Metrics
 from stepaudio.pipeline import Pipeline
 from stepaudio.presets import PresetFolder
 from stepaudio.queue import Job, JobQueue
@@ -44,6 +45,7 @@ class Request(ABC):
     """What a client gives for any request: the bytes of a sound file, its transcript, how to go about it.
 
     voice: the id of a saved voice, which stands in for ``audio`` and, unless one is given, for ``transcript``.
+    client: whose request it is, for the queue's limit for each client; "" where that does not apply.
     label: what the request is called in the log.
     """
 
@@ -55,6 +57,7 @@ class Request(ABC):
     sampling: SamplingParams = field(default_factory=SamplingParams)
     flow_steps: int = 10
     max_seconds: float | None = None
+    client: str = ""
 
     @abstractmethod
     def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
@@ -71,7 +74,7 @@ class CloneRequest(Request):
     feed: SoundFeed | None = None
 
     def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        make = pipeline.clone if self.feed is None else _streaming(pipeline, self.feed)
+        make = pipeline.clone if self.feed is None else _streaming(pipeline, self.feed, timer)
         return make(
             reference,
             self.text,
@@ -128,7 +131,8 @@ class Service:
         self.settings = settings
         # One worker: one request has the whole machine, and one stream at a time holds the keys and values of its
         # prompt (at full size 65 MB a second of reference; see VocoderStream).
-        self.queue = JobQueue(limit=settings.queue_limit)
+        self.queue = JobQueue(limit=settings.queue_limit, client_limit=settings.client_limit)
+        self.metrics = Metrics()
         self.voices = VoiceFolder.of(settings)
         self.tickets = Tickets()
         self.runs = RunHistory()
@@ -185,19 +189,19 @@ class Service:
         """Queue an edit. Raises Busy when too many jobs wait already."""
         return self._submit(request)
 
-    def save_voice(self, draft: VoiceDraft) -> Job[Voice]:
+    def save_voice(self, draft: VoiceDraft, client: str = "") -> Job[Voice]:
         """Queue the saving of a voice, and its encoding, so that its first request hits the cache. Raises Busy.
 
         An exported voice is imported by saving what voices.read_export makes of it.
         """
-        return self._queue_up(SAVE_VOICE, lambda job: self._save(draft, job))
+        return self._queue_up(SAVE_VOICE, lambda job: self._save(draft, job), client)
 
-    def submit_transcription(self, audio: bytes) -> Job[str]:
+    def submit_transcription(self, audio: bytes, client: str = "") -> Job[str]:
         """Queue the writing down of what is said in a sound file. Raises Busy as submit_clone() does.
 
         The job's result is the words, "" where none were heard; WeightsError where nothing can transcribe.
         """
-        return self._queue_up(TRANSCRIBE, lambda job: self._transcribe(audio, job))
+        return self._queue_up(TRANSCRIBE, lambda job: self._transcribe(audio, job), client)
 
     def submit_stream(self, request: CloneRequest, feed: SoundFeed) -> Job[CloneResult]:
         """Queue a clone whose sound goes into ``feed`` while it is being made. Raises Busy as submit_clone() does."""
@@ -237,9 +241,9 @@ class Service:
         return self._engine
 
     def _submit(self, request: Request) -> Job[CloneResult]:
-        return self._queue_up(request.label, lambda job: self._run(request, job))
+        return self._queue_up(request.label, lambda job: self._run(request, job), request.client)
 
-    def _queue_up(self, label: str, work: Callable[[Job[T]], T]) -> Job[T]:
+    def _queue_up(self, label: str, work: Callable[[Job[T]], T], client: str) -> Job[T]:
         """Queue the work, to be done under its id in the log; an expected error is logged as one sentence."""
 
         def guarded(job: Job[T]) -> T:
@@ -253,7 +257,13 @@ class Service:
                     log.warning("%s refused (%s): %s", label, type(error).__name__, error)
                     raise
 
-        return self.queue.submit(guarded, label=label)
+        try:
+            job = self.queue.submit(guarded, label=label, client=client)
+        except Busy:
+            self.metrics.turned_away(label)
+            raise
+        job.when_over(lambda: self.metrics.ended(label, job.state, job.error))
+        return job
 
     def _run(self, request: Request, job: Job[CloneResult]) -> CloneResult:
         """Run one request and log its block."""
@@ -276,6 +286,7 @@ class Service:
             extra={"facts": request_record(request.label, synthesis, waited=waited)},
         )
         self.runs.add(request.label, synthesis, waited)
+        self.metrics.made(request.label, synthesis, waited)
         return CloneResult(synthesis, wav)
 
     def _reference(self, request: Request) -> tuple[LoadedReference, str]:
@@ -308,6 +319,12 @@ class Service:
         return voice
 
 
-def _streaming(pipeline: Pipeline, feed: SoundFeed) -> Callable[..., Synthesis]:
+def _streaming(pipeline: Pipeline, feed: SoundFeed, timer: StageTimer) -> Callable[..., Synthesis]:
     """Return what takes the arguments of clone() and gives its result, and the sound to the feed meanwhile."""
-    return lambda *given, **named: pipeline.stream(*given, **named).into(feed.put)
+
+    def make(*given: Any, **named: Any) -> Synthesis:
+        stream = pipeline.stream(*given, **named)
+        feed.begin(timer.so_far())
+        return stream.into(feed.put)
+
+    return make

@@ -49,6 +49,17 @@ class Settings(BaseSettings):
         16, ge=1, le=32, description="jobs that may wait (each holds a thread); the next one is told to try later"
     )
 
+    client_limit: int = Field(8, ge=1, description="jobs of one client of the API that may wait or run at a time")
+    api_keys: str = Field(
+        "", repr=False, description="keys, separated by commas, one of which a program must send; empty: none is needed"
+    )
+    api_keys_file: str = Field("", description="file with such keys, one a line")
+    request_seconds: float = Field(
+        600.0, gt=0, description="longest time that a request of the API may take, waiting in the line included"
+    )
+    max_batch_lines: int = Field(1000, ge=1, description="longest list of texts of one batch over the API")
+    batches_megabytes: int = Field(2048, ge=1, description="upper bound of the sounds of all batches that are kept")
+
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the networks run")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the language model; auto: bfloat16 on a GPU that has it, else float32"

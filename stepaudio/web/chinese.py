@@ -249,8 +249,7 @@ CHINESE: Mapping[str, str] = MappingProxyType(
         "value": "值",
         # 运行中
         "loading": "模型正在加载；现在提交的请求会等待加载完成。",
-        "waiting": "排队中：前面还有 {position} 个",
-        "waiting_seconds": "排队中：前面还有 {position} 个，约 {seconds:.0f} 秒",
+        "waiting": "排队中：前面还有 {position} 个，约 {seconds:.0f} 秒",
         "stage_FunASR": "正在编码参考音频",
         "stage_LLM": "正在生成语音编码",
         "stage_Flow": "正在生成梅尔频谱",

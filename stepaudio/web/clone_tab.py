@@ -31,16 +31,21 @@ class CloneTab:
             with gr.Column():
                 self.picker = VoicePicker(desk)
                 self.text = on(gr.Textbox(lines=4, max_lines=12, elem_id="text"), label="text", placeholder="text_hint")
-                self.facts = gr.HTML(elem_id="text-facts")
+                self.facts = gr.HTML(self._facts("", "en"), elem_id="text-facts")
                 on(gr.HTML(elem_id="tags"), value=lambda language: tag_bar("#text", language))
                 self.note = gr.Markdown(visible=False, elem_id="tags-note", elem_classes="stepaudio-note")
-                self.language_tag = on(
-                    any_value(gr.Dropdown(language_choices("en"), value="", elem_id="language-tag", filterable=False)),
-                    label="language_tag",
-                    choices=language_choices,
-                )
+                with gr.Row():
+                    self.language_tag = on(
+                        any_value(
+                            gr.Dropdown(language_choices("en"), value="", elem_id="language-tag", filterable=False)
+                        ),
+                        label="language_tag",
+                        choices=language_choices,
+                    )
+                    self.live = on(
+                        gr.Checkbox(value=True, interactive=True, elem_id="live"), label="live"
+                    )  # see player.js
                 self.advanced = Advanced(desk)
-                self.live = on(gr.Checkbox(value=True, interactive=True, elem_id="live"), label="live")  # see player.js
                 self.ticket = gr.Textbox("", visible=False)  # filled in by player.js
                 with gr.Row():
                     self.generate = on(gr.Button(variant="primary", scale=4, elem_id="generate"), value="generate")

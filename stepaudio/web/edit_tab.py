@@ -32,7 +32,7 @@ class EditTab:
         first = tasks.EDITS[0]
         with gr.Row():
             with gr.Column():
-                with gr.Group(elem_id="edit-source") as self.source_box:
+                with gr.Column(elem_id="edit-source") as self.source_box:
                     self.picker = VoicePicker(desk, "edit-")
                 self.chain = on(
                     any_value(gr.Radio([], visible=False, elem_id="chain", elem_classes="stepaudio-list")),
@@ -58,7 +58,7 @@ class EditTab:
                     ),
                     label="option",
                 )
-                with gr.Group(visible=False) as self.new_text_box:
+                with gr.Column(visible=False) as self.new_text_box:
                     self.new_text = on(
                         gr.Textbox(lines=3, max_lines=8, elem_id="new-text"), label="new_text", placeholder="new_hint"
                     )

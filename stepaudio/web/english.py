@@ -220,8 +220,7 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "value": "value",
         # While it runs
         "loading": "The models are being loaded; a request now will wait until they are ready.",
-        "waiting": "Waiting: {position} ahead",
-        "waiting_seconds": "Waiting: {position} ahead, about {seconds:.0f} s",
+        "waiting": "Waiting: {position} ahead, about {seconds:.0f} s",
         "stage_FunASR": "Encoding the reference",
         "stage_LLM": "Writing speech tokens",
         "stage_Flow": "Making the mel spectrogram",

@@ -191,8 +191,5 @@ def _follow(service: Service, job: Job[T], tab: Tab) -> T:
 
 
 def _waiting(service: Service, position: int, language: Language) -> str:
-    """Return what is told of a place in the line, with the time that it may take where runs have shown one."""
-    seconds = service.runs.expected_wait(position)
-    if seconds is None:
-        return say(language, "waiting", position=position)
-    return say(language, "waiting_seconds", position=position, seconds=max(seconds, 1.0))
+    """Return what is told of a place in the line, with the time that it may take by what turns took of late."""
+    return say(language, "waiting", position=position, seconds=max(position * service.queue.turn_seconds, 1.0))

@@ -37,4 +37,3 @@ def take_uploads_only(blocks: gr.Blocks) -> None:
         specialise(block, async_move_resource_to_block_cache=keep)
     # Gradio checks local paths too, but of launched applications only, and mounting does not count as that.
     blocks.has_launched = True
-
