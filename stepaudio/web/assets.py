@@ -32,6 +32,8 @@ def theme() -> gr.themes.Base:
     # Dark enough for white letters, and for letters on white.
     return made.set(
         color_accent="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800",

@@ -162,7 +162,7 @@ CHINESE: Mapping[str, str] = MappingProxyType(
         "ab_stop": "■ 停止",
         "ab_level": "响度已按较轻的一段对齐。",
         # 音色库
-        "save_intro": "### 保存声音\n声音在保存时编码一次，之后可在“克隆”和“编辑”中选用，重启后仍在。"
+        "save_intro": "## 保存声音\n声音在保存时编码一次，之后可在“克隆”和“编辑”中选用，重启后仍在。"
         "使用此服务器的所有人都可以选用。",
         "voice_name": "名称",
         "voice_language": "语言",
@@ -185,9 +185,9 @@ CHINESE: Mapping[str, str] = MappingProxyType(
         "delete_yes": "是，删除",
         "delete_no": "否，保留",
         # 性能
-        "heading_run": "### 您最近一次运行的各阶段",
+        "heading_run": "## 您最近一次运行的各阶段",
         "no_run": "此浏览器标签页中还没有生成过声音。",
-        "heading_runs": "### 本服务器最近的运行\n中位数 / 95 百分位。",
+        "heading_runs": "## 本服务器最近的运行\n中位数 / 95 百分位。",
         "no_runs": "还没有运行记录。",
         "run_kind": "类型",
         "run_count": "次数",
@@ -198,9 +198,9 @@ CHINESE: Mapping[str, str] = MappingProxyType(
         "run_miss": "新声音",
         "label_Clone": "克隆",
         "label_Edit": "编辑",
-        "heading_log": "### 您的请求日志",
+        "heading_log": "## 您的请求日志",
         "no_log": "这里只显示您自己的请求，运行时实时更新。",
-        "heading_cache": "### 编码缓存",
+        "heading_cache": "## 编码缓存",
         "cache_stats": "命中：{hits} · 未命中：{misses} · 声音：{entries}（{megabytes:.2f} MB）· "
         "实际节省：{saved:.1f} 秒",
         "cache_off": "缓存已关闭。",
@@ -209,7 +209,7 @@ CHINESE: Mapping[str, str] = MappingProxyType(
         "clear_yes": "是，清空",
         "clear_no": "否，保留",
         "cleared": "已删除 {count} 个条目。",
-        "heading_parts": "### 各部分的运行方式",
+        "heading_parts": "## 各部分的运行方式",
         "part": "部分",
         "part_place": "设备与引擎",
         "part_precision": "精度",
@@ -226,15 +226,15 @@ CHINESE: Mapping[str, str] = MappingProxyType(
         "note": "说明",
         "total": "合计",
         # 模型
-        "heading_weights": "### 正在运行的权重",
+        "heading_weights": "## 正在运行的权重",
         "weights_title": "权重",
         "weights_path": "文件夹",
         "weights_reason": "选用原因",
-        "heading_tasks": "### 权重学过的任务",
+        "heading_tasks": "## 权重学过的任务",
         "task_options": "选项数",
         "learnt": "✓ 已学会",
         "not_learnt": "○ 仅展示用法",
-        "heading_get": "### 真正的权重",
+        "heading_get": "## 真正的权重",
         "get_words": "约 10 GB，来自 Hugging Face 或 ModelScope，并按其校验和逐一核对。停止或中断后可继续下载。"
         "下次启动程序时生效。",
         "fetch": "下载，或继续下载",
@@ -244,7 +244,7 @@ CHINESE: Mapping[str, str] = MappingProxyType(
         "fetch_stopped": "已停在 {done:.2f} / {total:.2f} GB；已下载的部分会保留。",
         "fetch_failed": "未完成：{problem}",
         "fetch_done": "已全部下载到 {folder}。重新启动程序即可使用。",
-        "heading_defaults": "### 请求的默认值",
+        "heading_defaults": "## 请求的默认值",
         "setting": "设置",
         "value": "值",
         # 运行中

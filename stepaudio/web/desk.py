@@ -10,6 +10,7 @@ import gradio as gr
 import numpy as np
 import soundfile
 from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
 
 from stepaudio.audiofile import check_format, encode
 from stepaudio.service import Service
@@ -71,7 +72,7 @@ class Desk:
 
 def file_of(data: bytes, name: str) -> str:
     """Put a sound where the page's components may give it to the browser, and return its path."""
-    return save_bytes_to_cache(data, name, gr.Audio.GRADIO_CACHE)
+    return save_bytes_to_cache(data, name, get_upload_folder())
 
 
 def uploaded(path: str | None) -> str | None:

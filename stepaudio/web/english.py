@@ -133,7 +133,7 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "ab_stop": "■ Stop",
         "ab_level": "Levels are matched to the quieter of the two.",
         # Voices
-        "save_intro": "### Save a voice\nIt is encoded once, now, and can then be chosen under Clone and Edit, also "
+        "save_intro": "## Save a voice\nIt is encoded once, now, and can then be chosen under Clone and Edit, also "
         "after a restart. Everybody who uses this server can choose it.",
         "voice_name": "Name",
         "voice_language": "Language",
@@ -156,9 +156,9 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "delete_yes": "Yes, delete it",
         "delete_no": "No, keep it",
         # Performance
-        "heading_run": "### Your last run, stage by stage",
+        "heading_run": "## Your last run, stage by stage",
         "no_run": "Nothing has been made yet in this tab of the browser.",
-        "heading_runs": "### The last runs of this server\nMedian / 95th percentile.",
+        "heading_runs": "## The last runs of this server\nMedian / 95th percentile.",
         "no_runs": "No run yet.",
         "run_kind": "kind",
         "run_count": "runs",
@@ -169,9 +169,9 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "run_miss": "new voice",
         "label_Clone": "Clone",
         "label_Edit": "Edit",
-        "heading_log": "### Log of your requests",
+        "heading_log": "## Log of your requests",
         "no_log": "Only your own requests appear here, while they run.",
-        "heading_cache": "### Encoder cache",
+        "heading_cache": "## Encoder cache",
         "cache_stats": "Hits: {hits} · misses: {misses} · voices: {entries} ({megabytes:.2f} MB) · "
         "really saved: {saved:.1f} s",
         "cache_off": "The cache is switched off.",
@@ -180,7 +180,7 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "clear_yes": "Yes, clear it",
         "clear_no": "No, keep it",
         "cleared": "Removed {count} entries.",
-        "heading_parts": "### What runs where",
+        "heading_parts": "## What runs where",
         "part": "part",
         "part_place": "device, engine",
         "part_precision": "precision",
@@ -197,15 +197,15 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "note": "note",
         "total": "total",
         # Model
-        "heading_weights": "### The weights that run",
+        "heading_weights": "## The weights that run",
         "weights_title": "Weights",
         "weights_path": "Folder",
         "weights_reason": "Why these",
-        "heading_tasks": "### What they have learnt",
+        "heading_tasks": "## What they have learnt",
         "task_options": "options",
         "learnt": "✓ learnt",
         "not_learnt": "○ shows only how it works",
-        "heading_get": "### The real weights",
+        "heading_get": "## The real weights",
         "get_words": "About 10 GB, from Hugging Face or else ModelScope, verified against the hub's checksums. Stopped "
         "or broken off, it goes on where it was. They are used after the next start of the program.",
         "fetch": "Download, or go on",
@@ -215,7 +215,7 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "fetch_stopped": "Stopped at {done:.2f} of {total:.2f} GB; what has arrived is kept.",
         "fetch_failed": "Not complete: {problem}",
         "fetch_done": "All is there, in {folder}. Start the program again to use it.",
-        "heading_defaults": "### Defaults of a request",
+        "heading_defaults": "## Defaults of a request",
         "setting": "setting",
         "value": "value",
         # While it runs

@@ -106,5 +106,10 @@
     return chosen;
   };
 
+  // Gradio gives an empty sound a name but no role, so that readers of the screen pass it over.
+  new MutationObserver(() => {
+    for (const empty of document.querySelectorAll('[aria-label="Empty value"]:not([role])')) empty.role = "img";
+  }).observe(document.documentElement, { childList: true, subtree: true });
+
   window.stepaudioStudio = { dark, language, speak };
 })();
