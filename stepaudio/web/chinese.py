@@ -93,7 +93,7 @@ CHINESE: Mapping[str, str] = MappingProxyType(
         "tag_title": "在光标处插入 {tag}",
         "tags_unknown": "当前权重没有学过这类声音：标签仅用于展示用法。",
         "language_tag": "文本的语言或方言",
-        "language_none": "普通话或英语：无需标签",
+        "language_none": "普通话、英语",
         "tag_Sichuanese": "四川话",
         "tag_Cantonese": "粤语",
         "tag_Japanese": "日语",
@@ -145,7 +145,7 @@ CHINESE: Mapping[str, str] = MappingProxyType(
         "apply": "应用",
         "edit_intro": "选择或上传一个声音，选择编辑内容，然后应用。每个结果都会成为一个步骤，可继续编辑。"
         "选中较早的步骤再应用其他编辑，即开始一个分支。",
-        "step_original": "0  原始声音",
+        "step_original": "原始声音",
         "step_facts": "来自 {parent}，{seconds:.1f} 秒，种子 {seed}，用时 {total:.1f} 秒",
         # 对比
         "compare_intro": "并排比较本页面中的两段声音。切换时播放位置不变，且两者响度一致，只有声音本身不同。",

@@ -73,11 +73,13 @@ class CompareTab:
 
 
 def newest_pair(session: Session) -> tuple[Sound | None, Sound | None]:
-    """Return the newest reference and the newest sound that was made, as far as there are any."""
+    """Return the newest sound that was made, behind what it was made from: the original of an edit, or a reference."""
     shelf = list(session.shelf)
-    references = [sound for sound in shelf if sound.kind == "reference"]
-    made = [sound for sound in shelf if sound.kind != "reference"]
-    return (references[-1] if references else None), (made[-1] if made else None)
+    made = next((sound for sound in reversed(shelf) if sound.kind != "reference"), None)
+    source = next((sound for sound in reversed(shelf) if sound.kind == "reference"), None)
+    if made is not None and made.kind == "edit" and session.chain.steps:
+        source = session.same(session.chain.steps[0].wav) or source
+    return source, made
 
 
 def title(sound: Sound, language: Language) -> str:

@@ -240,7 +240,7 @@ def chain_choices(chain: Chain, language: Language) -> list[tuple[str, int]]:
 
 def _step_words(chain: Chain, step: Step, language: Language) -> str:
     if step.task is None or step.synthesis is None:
-        return say(language, "step_original")
+        return f"0  {say(language, 'step_original')}"
     depth = len(chain.line_of(step.number)) - 2
     times = f" ×{step.passes}" if step.passes > 1 else ""
     facts = say(
@@ -251,7 +251,7 @@ def _step_words(chain: Chain, step: Step, language: Language) -> str:
         seed=step.synthesis.seed,
         total=step.synthesis.timings.total,
     )
-    return f"{'· ' * depth}{step.number}  {task_words(step.task, language)}{times}  ({facts})"
+    return f"{'└ ' * depth}{step.number}  {task_words(step.task, language)}{times}  ({facts})"
 
 
 def step_report(chain: Chain | None, language: Language) -> str:

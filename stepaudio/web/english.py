@@ -62,8 +62,8 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "more_tags": "more",
         "tag_title": "Put {tag} where the cursor is",
         "tags_unknown": "These weights have not learnt such sounds: a tag shows only how it would work.",
-        "language_tag": "Language or dialect of the text",
-        "language_none": "Mandarin or English: no tag needed",
+        "language_tag": "Language of the text",
+        "language_none": "Mandarin, English",
         "tag_Sichuanese": "Sichuanese",
         "tag_Cantonese": "Cantonese",
         "tag_Japanese": "Japanese",
@@ -115,7 +115,7 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "apply": "Apply",
         "edit_intro": "Choose a voice or upload a sound, choose what to change, and apply. Every result becomes a step "
         "that can be changed further. Choosing an earlier step and applying something else begins a branch.",
-        "step_original": "0  Original",
+        "step_original": "Original",
         "step_facts": "from {parent}, {seconds:.1f} s, seed {seed}, made in {total:.1f} s",
         # Compare
         "compare_intro": "Two sounds of this page side by side. Switching keeps the place, and both are played equally "

@@ -25,6 +25,7 @@ T = TypeVar("T")
 # Where each stage ends on the progress bar; roughly its share of a run.
 STAGE_SPANS = {"FunASR": (0.0, 0.15), "LLM": (0.15, 0.7), "Flow": (0.7, 0.9), "Vocoder": (0.9, 1.0)}
 POLL_SECONDS = 0.5
+GRACE_SECONDS = 0.2
 
 ShowProgress = Callable[[float, str], None]
 Tell = Callable[[str, str], None]
@@ -170,6 +171,8 @@ def _as_the_tabs_job(service: Service, job: Job[T], tab: Tab) -> T:
 def _follow(service: Service, job: Job[T], tab: Tab) -> T:
     """Show the job's progress until it is done, and return its result."""
     told = ""
+    if job.state == "waiting":
+        job.wait_for_change(GRACE_SECONDS)  # mostly it begins at once
     while job.state in ("waiting", "running"):
         words = ""
         if job.state == "waiting":

@@ -79,6 +79,6 @@ def fetch_line(fetcher: WeightsFetcher, language: Language) -> str:
     )
     bar = ""
     if status.state in ("running", "stopped") and status.total:
-        label = escape(say(language, "heading_get").lstrip("# "))
+        label = escape(say(language, "heading_get").removeprefix("## "))
         bar = f'<progress max="1" value="{status.done / status.total:.4f}" aria-label="{label}"></progress>'
     return f'<div class="stepaudio-fetch" role="status">{bar}<span>{escape(words)}</span></div>'

@@ -93,5 +93,5 @@ def log_box(session: Session, language: Language) -> str:
     if not session.log:
         return f'<p class="stepaudio-empty">{escape(say(language, "no_log"))}</p>'
     lines = escape("\n".join(session.log))
-    label = escape(say(language, "heading_log").lstrip("# "))
-    return f'<pre class="stepaudio-log" tabindex="0" role="region" aria-label="{label}">{lines}</pre>'
+    label = escape(say(language, "heading_log").removeprefix("## "))
+    return f'<div class="stepaudio-log" tabindex="0" role="region" aria-label="{label}"><pre>{lines}</pre></div>'

@@ -93,14 +93,18 @@ class Session:
         self.log.extend(f"{stamp} [{request_id}] {line}" for line in text.split("\n"))
 
     def keep(self, kind: Kind, wav: bytes, transcript: str, detail: str = "") -> Sound:
-        """Put a sound on the shelf and return it; a reference that lies there already is not kept twice."""
-        for sound in self.shelf:
-            if kind == "reference" and sound.kind == kind and sound.wav == wav:
-                return sound
+        """Put a sound on the shelf and return it; one that lies there already is not kept twice."""
+        found = self.same(wav)
+        if found is not None:
+            return found
         self._count += 1
         sound = Sound(self._count, kind, wav, transcript, detail)
         self.shelf.append(sound)
         return sound
+
+    def same(self, wav: bytes) -> Sound | None:
+        """Return the sound of the shelf that is this file."""
+        return next((sound for sound in self.shelf if sound.wav == wav), None)
 
     def sound(self, number: int | None) -> Sound | None:
         """Return the sound of the shelf with this number, if it is still there."""
