@@ -22,7 +22,7 @@ MIN_SPEED, MAX_SPEED = 0.25, 4.0
 
 @dataclass(frozen=True)
 class StreamFormat:
-    """How a stream is written. container, codec: FFmpeg's names, "" for bare samples. media_type: what HTTP calls it."""
+    """How a stream is written. container, codec: FFmpeg's names, "" for bare samples. media_type: of HTTP."""
 
     media_type: str
     suffix: str

@@ -27,6 +27,7 @@ LAYERS = [
     {"queue"},
     {"voices", "feed", "presets", "runs"},
     {"service", "bench", "doctor", "export_encoder"},
+    {"batches"},
     {"web"},
     {"api"},
     {"server", "commands"},

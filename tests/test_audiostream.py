@@ -51,7 +51,7 @@ def test_every_format_is_written_piece_by_piece_and_holds_the_sound(name):
         # Encoders begin a little late; at the best place the sounds are nearly the same.
         best = max(
             np.corrcoef(sound[: len(heard) - shift], heard[shift : shift + len(sound)])[0, 1]
-            for shift in range(0, len(heard) - len(sound) + 1)
+            for shift in range(len(heard) - len(sound) + 1)
         )
         assert best > 0.97
 
