@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from stepaudio.asr import Transcriber, absent
 from stepaudio.audiofile import Limits as FileLimits
 from stepaudio.audiofile import LoadedReference, encode_wav, load_reference
-from stepaudio.errors import Busy, Cancelled, StepAudioError
+from stepaudio.errors import Busy, Cancelled, InvalidInput, StepAudioError
 from stepaudio.feed import SoundFeed, Tickets
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
@@ -60,31 +60,42 @@ class Request(ABC):
     client: str = ""
 
     @abstractmethod
-    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        """Return what the pipeline makes of it."""
+    def run(
+        self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+    ) -> list[Synthesis]:
+        """Return what the pipeline makes of it: one synthesis, or one for each take."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CloneRequest(Request):
-    """A text to be spoken in the voice of the sound. feed: where the sound goes while it is being made, if anywhere."""
+    """A text to be spoken in the voice of the sound, once or in several takes (see Pipeline.takes).
+
+    feed: where the sound goes while it is being made, if anywhere; then there is one take.
+    """
 
     label = CLONE
 
     text: str
     feed: SoundFeed | None = None
+    takes: int = 1
 
-    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        make = pipeline.clone if self.feed is None else _streaming(pipeline, self.feed, timer)
-        return make(
-            reference,
-            self.text,
-            self.sampling,
-            flow_steps=self.flow_steps,
-            max_seconds=self.max_seconds,
-            timer=timer,
-            progress=job.report,
-            should_stop=job.should_stop,
-        )
+    def run(
+        self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+    ) -> list[Synthesis]:
+        options: dict[str, Any] = {
+            "flow_steps": self.flow_steps,
+            "max_seconds": self.max_seconds,
+            "timer": timer,
+            "progress": job.report,
+            "should_stop": job.should_stop,
+        }
+        if self.feed is None:
+            return pipeline.takes(reference, self.text, self.takes, self.sampling, **options)
+        if self.takes != 1:
+            raise InvalidInput("Several takes cannot be played while they are being made; ask for one, or for files.")
+        stream = pipeline.stream(reference, self.text, self.sampling, **options)
+        self.feed.begin(timer.so_far())
+        return [stream.into(self.feed.put)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,8 +108,10 @@ class EditRequest(Request):
     new_text: str | None = None
     passes: int = 1
 
-    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        return pipeline.edit(
+    def run(
+        self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+    ) -> list[Synthesis]:
+        made = pipeline.edit(
             reference,
             self.task,
             new_text=self.new_text,
@@ -110,14 +123,24 @@ class EditRequest(Request):
             progress=job.report,
             should_stop=job.should_stop,
         )
+        return [made]
 
 
 @dataclass(frozen=True, eq=False)
 class CloneResult:
-    """What came of a request, an edit too: the synthesis with the request's timings, and the sound as a WAV file."""
+    """What came of a request, an edit too: the synthesis with the request's timings, and the sound as a WAV file.
+
+    further: of a request for several takes, the second take and those after it.
+    """
 
     synthesis: Synthesis
     wav: bytes
+    further: tuple[CloneResult, ...] = ()
+
+    @property
+    def takes(self) -> tuple[CloneResult, ...]:
+        """All takes in the order of their seeds; where one was asked for, this one."""
+        return (self, *self.further)
 
 
 class Service:
@@ -275,19 +298,22 @@ class Service:
             with timer.stage(DECODE_AUDIO):
                 loaded, transcript = self._reference(request)
             reference = Reference(loaded.waveform, transcript)
-            synthesis = request.run(engine.pipeline, reference, timer, job)
+            made = request.run(engine.pipeline, reference, timer, job)
         with timer.stage(POST_PROCESS):
-            wav = encode_wav(synthesis.waveform)
-        synthesis = replace(synthesis, timings=timer.finish(), notices=loaded.notices + synthesis.notices)
+            wavs = [encode_wav(synthesis.waveform) for synthesis in made]
+        timings = timer.finish()
+        made = [replace(one, timings=timings, notices=loaded.notices + one.notices) for one in made]
+        synthesis, *further = made
         waited = (job.started or job.submitted) - job.submitted
         log.info(
             "%s",
-            request_block(synthesis, waited=waited),
-            extra={"facts": request_record(request.label, synthesis, waited=waited)},
+            request_block(synthesis, waited=waited, further=further),
+            extra={"facts": request_record(request.label, synthesis, waited=waited, further=further)},
         )
         self.runs.add(request.label, synthesis, waited)
         self.metrics.made(request.label, synthesis, waited)
-        return CloneResult(synthesis, wav)
+        takes = [CloneResult(*take) for take in zip(made, wavs, strict=True)]
+        return replace(takes[0], further=tuple(takes[1:]))
 
     def _reference(self, request: Request) -> tuple[LoadedReference, str]:
         """Return the sound of a request and its transcript, from a saved voice where one is named."""
@@ -317,14 +343,3 @@ class Service:
         saved = f"Saved the voice {voice.id}, {voice.seconds:.2f} s."
         log.info("%s", "\n".join([*cache_lines(times), *loaded.notices, saved]))
         return voice
-
-
-def _streaming(pipeline: Pipeline, feed: SoundFeed, timer: StageTimer) -> Callable[..., Synthesis]:
-    """Return what takes the arguments of clone() and gives its result, and the sound to the feed meanwhile."""
-
-    def make(*given: Any, **named: Any) -> Synthesis:
-        stream = pipeline.stream(*given, **named)
-        feed.begin(timer.so_far())
-        return stream.into(feed.put)
-
-    return make

@@ -8,12 +8,13 @@ from typing import Any
 import gradio as gr
 
 from stepaudio import tasks
-from stepaudio import text as texts
+from stepaudio.pipeline import MAX_TAKES
+from stepaudio.text import passages, speaking_seconds
 from stepaudio.web.desk import PRIVATE, Desk, error_update
 from stepaudio.web.forms import CloneForm, Knobs
-from stepaudio.web.handlers import CloneView, attempt, run_clone
+from stepaudio.web.handlers import CloneView, Outcome, attempt, run_clone
 from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, tag_bar
-from stepaudio.web.sessions import Session, Sound
+from stepaudio.web.sessions import Session, Take
 from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import Language, say
 from stepaudio.web.tables import run_summary
@@ -42,10 +43,11 @@ class CloneTab:
                         label="language_tag",
                         choices=language_choices,
                     )
-                    self.live = on(
-                        gr.Checkbox(value=True, interactive=True, elem_id="live"), label="live"
-                    )  # see player.js
+                    self.takes = on(gr.Slider(1, MAX_TAKES, 1, step=1, elem_id="takes"), label="takes")
                 self.advanced = Advanced(desk)
+                self.live = on(
+                    gr.Checkbox(True, interactive=True, container=False, elem_id="live"), label="live"
+                )  # read by player.js
                 self.ticket = gr.Textbox("", visible=False)  # filled in by player.js
                 with gr.Row():
                     self.generate = on(gr.Button(variant="primary", scale=4, elem_id="generate"), value="generate")
@@ -53,6 +55,10 @@ class CloneTab:
             with gr.Column():
                 self.error = gr.Markdown(elem_id="error", visible=False, elem_classes="stepaudio-error")
                 gr.HTML(PLAYER, elem_id="player")
+                self.takes_made = on(
+                    any_value(gr.Radio([], visible=False, elem_id="takes-made", elem_classes="stepaudio-list")),
+                    label="takes_made",
+                )
                 self.out = SoundOut(desk)
                 self.run = gr.HTML(elem_id="run")
                 with gr.Row(elem_classes="stepaudio-tight"):
@@ -65,14 +71,14 @@ class CloneTab:
         """What a generation takes, in the order of ``form``; the ticket and the language stand last (see player.js)."""
         return [
             *self.picker.inputs,
-            *(self.text, self.language_tag),
+            *(self.text, self.language_tag, self.takes),
             *self.advanced.inputs,
             *(self.ticket, self._desk.language),
         ]
 
     def form(self, *values: Any) -> CloneForm:
         """Return the form that the values of ``inputs``, less the language, make."""
-        path, transcript, choice, consent, text, tag, *knobs, ticket = values
+        path, transcript, choice, consent, text, tag, takes, *knobs, ticket = values
         source = self.picker.source(path, transcript, choice, consent)
         return CloneForm(
             Knobs(*knobs),
@@ -82,6 +88,7 @@ class CloneTab:
             choice=source.choice,
             consent=source.consent,
             language_tag=tag or "",
+            takes=takes,
             ticket=ticket or "",
         )
 
@@ -89,7 +96,8 @@ class CloneTab:
     def outputs(self) -> list[gr.components.Component]:
         return [
             *self.out.outputs,
-            *(self.run, self.error, self.advanced.seed, self.picker.transcript, self.edit, self.compare),
+            *(self.run, self.takes_made, self.error, self.advanced.seed, self.picker.transcript),
+            *(self.edit, self.compare),
         ]
 
     def wire(self) -> None:
@@ -104,6 +112,12 @@ class CloneTab:
             show_progress_on=self.out.audio,
             concurrency_limit=None,
             js=f"(...values) => stepaudioPlayer.begin(values.slice(0, {len(asked) + 1}))",
+        )
+        self.takes_made.input(
+            self._pick,
+            [self.takes_made, self._desk.language, self.out.format],
+            [*self.out.outputs, self.run, self.advanced.seed],
+            **PRIVATE,
         )
         self.stop.click(self._desk.stop, None, None, **PRIVATE)
         gr.on(
@@ -121,8 +135,26 @@ class CloneTab:
         return gr.update(value="" if known else f"○ {say(language, 'tags_unknown')}", visible=not known)
 
     def report(self, session: Session, language: Language) -> str:
-        """Return what is told of the last clone of a tab."""
-        return run_summary(session.syntheses[0], language) if session.syntheses else ""
+        """Return what is told of the chosen take of a tab's last clone."""
+        return run_summary(session.take.synthesis, language) if session.take is not None else ""
+
+    def take_choices(self, session: Session, language: Language) -> dict[str, Any]:
+        """Return the update of the list of takes; one alone needs no choice."""
+        takes = session.takes if len(session.takes) > 1 else []
+        choices = [
+            (
+                say(
+                    language,
+                    "take",
+                    number=number + 1,
+                    seconds=take.synthesis.waveform.seconds,
+                    seed=take.synthesis.seed,
+                ),
+                number,
+            )
+            for number, take in enumerate(takes)
+        ]
+        return gr.update(choices=choices, value=session.picked if takes else None, visible=bool(takes))
 
     def _generate(
         self,
@@ -134,40 +166,66 @@ class CloneTab:
         tab, session = self._desk.tab(request, language, progress), self._desk.session(request)
         view = run_clone(self._desk.service, self.form(*fields), tab)
         self._remember(session, view)
-        made = view.synthesis is not None
-        shown = attempt(language, lambda: self.out.shown(view.wav, f"stepaudio-{view.request_id}", form))
+        made = session.take is not None
+        shown = self._shown(session, language, form)
         return [
             *(shown.value or [None, gr.update(interactive=False)]),
             self.report(session, language),
+            self.take_choices(session, language),
             error_update(view.error or shown.error),
-            view.synthesis.seed if view.synthesis is not None else gr.skip(),
+            session.take.synthesis.seed if session.take is not None else gr.skip(),
             view.given.transcript if view.given is not None else gr.skip(),
             gr.update(interactive=made),
             gr.update(interactive=made),
         ]
 
+    def _pick(self, number: int, language: Language, form: str, request: gr.Request) -> list[Any]:
+        session = self._desk.session(request)
+        if isinstance(number, int) and 0 <= number < len(session.takes):
+            session.picked = number
+        shown = self._shown(session, language, form)
+        seed = session.take.synthesis.seed if session.take is not None else gr.skip()
+        return [*(shown.value or [None, gr.update(interactive=False)]), self.report(session, language), seed]
+
+    def _shown(self, session: Session, language: Language, form: str) -> Outcome[list[Any]]:
+        """Return what shows the chosen take, or nothing where there is none."""
+        wav, name = _current(session) or (None, "")
+        return attempt(language, lambda: self.out.shown(wav, name, form))
+
     def _remember(self, session: Session, view: CloneView) -> None:
         """Keep what the other tabs of the page show of a clone."""
-        session.takes, session.syntheses = [], []
-        if view.synthesis is None or view.wav is None or view.given is None:
+        session.takes, session.picked = [], 0
+        if view.synthesis is None or view.given is None:
             return
         session.keep("reference", view.given.audio, view.given.transcript)
-        session.takes = [session.keep("clone", view.wav, view.synthesis.transcript, view.request_id)]
-        session.syntheses = [view.synthesis]
+        for number, made in enumerate(view.takes, 1):
+            name = f"{view.request_id}-{number}" if len(view.takes) > 1 else view.request_id
+            sound = session.keep("clone", made.wav, made.synthesis.transcript, name)
+            session.takes.append(Take(sound, made.synthesis))
         session.last = view.synthesis
 
     def _facts(self, text: str, language: Language) -> str:
         """Return how long the text is, in characters and in seconds."""
         count, limit = len(text or ""), self._desk.service.settings.max_text_characters
-        seconds = texts.speaking_seconds(text or "")
+        seconds = speaking_seconds(text or "")
         over = ' class="over"' if count > limit else ""
         words = say(language, "text_facts", count=count, limit=limit, seconds=seconds)
-        return f'<div class="stepaudio-facts"><span{over}>{escape(words)}</span></div>'
+        return (
+            f'<div class="stepaudio-facts"><span{over}>{escape(words)}</span>{self._pieces(text or "", language)}</div>'
+        )
+
+    def _pieces(self, text: str, language: Language) -> str:
+        """Return how a long text will be split, so that this is seen before the time for it is spent."""
+        found = passages(text, self._desk.service.settings.passage_seconds) if text.strip() else []
+        if len(found) < 2:
+            return ""
+        items = "".join(f"<li>{escape(piece.text)}</li>" for piece in found)
+        return f'<p>{escape(say(language, "text_pieces", count=len(found)))}</p><ol tabindex="0">{items}</ol>'
 
 
 def _current(session: Session) -> tuple[bytes, str] | None:
-    take: Sound | None = session.takes[0] if session.takes else None
-    return (take.wav, f"stepaudio-{take.detail}") if take is not None else None
+    take = session.take
+    return (take.sound.wav, f"stepaudio-{take.sound.detail}") if take is not None else None
 
 
 def language_choices(language: Language) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stepaudio import tasks
 from stepaudio.errors import InvalidInput
+from stepaudio.pipeline import MAX_PASSES, MAX_TAKES
 from stepaudio.service import CloneRequest, EditRequest, Service
 from stepaudio.settings import Settings
 from stepaudio.types import SamplingParams, Task
@@ -63,7 +64,7 @@ class CloneForm:
     """The fields of the tab "Clone"; audio_path, transcript, choice and consent are those of a Source.
 
     language_tag: one of tasks.LANGUAGE_TAGS, or "". ticket: of the stream by which the browser wants to hear the
-    sound while it is being made (see feed.py); or "".
+    sound while it is being made (see feed.py); or "". It is good for nothing where several takes are asked for.
     """
 
     knobs: Knobs
@@ -148,6 +149,7 @@ def clone_request(settings: Settings, audio: bytes, form: CloneForm) -> CloneReq
         sampling=form.knobs.sampling(settings),
         flow_steps=form.knobs.steps(settings),
         max_seconds=form.knobs.longest(settings),
+        takes=int(_number(form.takes, 1, 1, MAX_TAKES, "number of takes")),
     )
 
 
@@ -161,7 +163,7 @@ def edit_request(settings: Settings, given: Given, form: EditForm) -> EditReques
         transcript=given.transcript or "",
         task=task,
         new_text=(form.new_text or "") if spec.needs_target else None,
-        passes=int(_number(form.passes, 1, 1, 5, "number of passes")),
+        passes=int(_number(form.passes, 1, 1, MAX_PASSES, "number of passes")),
         sampling=form.knobs.sampling(settings),
         flow_steps=form.knobs.steps(settings),
         max_seconds=form.knobs.longest(settings),

@@ -46,7 +46,7 @@ class Tab:
 class CloneView:
     """What the page shows afterwards: either a sound with what is told of it, or one sentence of error.
 
-    given: the reference that was used, and its words.
+    given: the reference that was used, and its words. takes: all that was made, this sound first.
     """
 
     request_id: str
@@ -54,6 +54,7 @@ class CloneView:
     synthesis: Synthesis | None = None
     error: str = ""
     given: Given | None = None
+    takes: tuple[CloneResult, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,12 @@ def run_clone(service: Service, form: CloneForm, tab: Tab) -> CloneView:
     def work() -> tuple[CloneResult, Given]:
         given = _with_words(service, read_source(service, form.source, tab.language), tab)
         request = clone_request(service.settings, given.audio, replace(form, transcript=given.transcript))
-        ticket.job = service.submit_stream(request, feed) if feed is not None else service.submit_clone(request)
+        if feed is not None and request.takes == 1:
+            ticket.job = service.submit_stream(request, feed)
+        else:
+            ticket.job = service.submit_clone(request)
+            if feed is not None:
+                feed.end(Cancelled("Several takes cannot be played while they are being made."))
         return _as_the_tabs_job(service, ticket.job, tab), given
 
     view = _view(attempt(tab.language, work, ticket), ticket, tab)
@@ -155,8 +161,9 @@ def _view(outcome: Outcome[tuple[CloneResult, Given]], ticket: _Ticket, tab: Tab
         tab.tell(ticket.request_id, outcome.error)
         return CloneView(ticket.request_id, error=outcome.error)
     result, given = outcome.value
-    tab.tell(ticket.request_id, request_block(result.synthesis))
-    return CloneView(ticket.request_id, result.wav, result.synthesis, given=given)
+    further = [take.synthesis for take in result.further]
+    tab.tell(ticket.request_id, request_block(result.synthesis, further=further))
+    return CloneView(ticket.request_id, result.wav, result.synthesis, given=given, takes=result.takes)
 
 
 def _as_the_tabs_job(service: Service, job: Job[T], tab: Tab) -> T:

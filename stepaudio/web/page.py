@@ -122,7 +122,7 @@ class Page:
                 [
                     *(*self._desk.words.components, *self._live),
                     *(self.edit.task, self.edit.note, self.edit.option, *self.edit.outputs),
-                    *(self.clone.run, *self.compare.outputs, *self.voices.outputs),
+                    *(self.clone.run, self.clone.takes_made, *self.compare.outputs, *self.voices.outputs),
                 ]
             )
         )
@@ -164,6 +164,7 @@ class Page:
             *zip([edit.task, edit.note], edit.task_view(task, language), strict=True),
             *zip(edit.outputs, edit.view(session, language), strict=True),
             (self.clone.run, self.clone.report(session, language)),
+            (self.clone.takes_made, self.clone.take_choices(session, language)),
             *zip(compare.outputs, compare.opened(session, first, second, language), strict=True),
             *zip(voices.outputs, voices.view(voice, language), strict=True),
         ]
@@ -200,7 +201,8 @@ class Page:
 
     def _edit_result(self, language: Language, form: str, request: gr.Request) -> list[Any]:
         session = self._desk.session(request)
-        if not session.takes:
+        take = session.take
+        if take is None:
             return [gr.skip(), *(gr.skip() for _ in self.edit.outputs)]
-        take = session.takes[0]
-        return [gr.update(selected=EDIT), *self.edit.begin_with(session, take.wav, take.transcript, language, form)]
+        sound = take.sound
+        return [gr.update(selected=EDIT), *self.edit.begin_with(session, sound.wav, sound.transcript, language, form)]

@@ -70,9 +70,18 @@ class Sound:
     detail: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Take:
+    """One of the sounds that a clone has made."""
+
+    sound: Sound
+    synthesis: Synthesis
+
+
 @dataclass(eq=False)
 class Session:
-    """One tab. takes: the sounds of the last clone, as sounds of the shelf. last: the run that is reported.
+    """One tab. takes: the sounds of the last clone with what is told of each; picked: the one that was chosen.
+    last: the run that is reported.
 
     sent: what the tab shows of the status that is refreshed all the time, so that only changes are sent.
     """
@@ -80,8 +89,8 @@ class Session:
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
     shelf: deque[Sound] = field(default_factory=lambda: deque(maxlen=SHELF_SOUNDS))
     chain: Chain = field(default_factory=Chain)
-    takes: list[Sound] = field(default_factory=list)
-    syntheses: list[Synthesis] = field(default_factory=list)
+    takes: list[Take] = field(default_factory=list)
+    picked: int = 0
     last: Synthesis | None = None
     sent: dict[int, object] = field(default_factory=dict)
     used: float = 0.0
@@ -109,6 +118,11 @@ class Session:
     def sound(self, number: int | None) -> Sound | None:
         """Return the sound of the shelf with this number, if it is still there."""
         return next((sound for sound in self.shelf if sound.number == number), None)
+
+    @property
+    def take(self) -> Take | None:
+        """The take that was chosen, the first one if none was; None before there is one."""
+        return self.takes[self.picked] if self.takes else None
 
     @property
     def bytes(self) -> int:
