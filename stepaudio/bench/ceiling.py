@@ -88,9 +88,9 @@ def measure_decoding(bench: Workbench, case: Case, runs: int) -> dict[str, Any]:
             )
 
         made = watch.run("one_by_one", one_by_one, keep=keep)
-        watch.run("together", lambda: together(prompts), keep=keep)  # noqa: B023
-        watch.run("takes", lambda: together([ids] * BATCH), keep=keep)  # noqa: B023
-        watch.run("take", lambda: together([ids]), keep=keep)  # noqa: B023
+        watch.run("together", lambda: together(prompts), keep=keep)
+        watch.run("takes", lambda: together([ids] * BATCH), keep=keep)
+        watch.run("take", lambda: together([ids]), keep=keep)
         if keep:
             rates += [one.new_ids / one.decode_seconds for one in made]
     bandwidth = copy_bandwidth(bench.runtime.device, bench.runtime.synchronize)
@@ -125,7 +125,7 @@ def steady_state(bench: Workbench, ids: list[int]) -> dict[str, float]:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
             for number in range(WARM_UP, WARM_UP + WATCHED):
                 run(number)
-        events = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
+        events = seen.profiler.kineto_results.events()
         taken = sum(event.name() == "[memory]" and event.nbytes() > 0 for event in events)
         with _Waits() as waits:
             for number in range(WARM_UP + WATCHED, WARM_UP + 2 * WATCHED):

@@ -93,9 +93,7 @@ def measure_switches(bench: Workbench, case: Case, runs: int) -> list[dict[str, 
     sound = audio.limit_peak(reference.waveform)
     prepared = audio.prepare_for_codes(audio.resample(sound, audio.CODE_RATE))
     parts = bench.encoder
-    serial = SerialEncoder(
-        linguistic=parts.linguistic, semantic=parts.semantic, speaker=parts.speaker, mel=parts.mel
-    )
+    serial = SerialEncoder(linguistic=parts.linguistic, semantic=parts.semantic, speaker=parts.speaker, mel=parts.mel)
     encoding = bench.encoder.encode(reference.waveform).encoding
     ids, prompt = bench.prompt(case, encoding)
     shared = bench.prompts.shared(ids)

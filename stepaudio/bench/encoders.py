@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def measure_engines(seconds: float, runs: int, runtime: Runtime, *, small: bool,
         with torch.inference_mode():
             for number in range(-1, runs):
                 for engine, encoder in engines.items():
-                    codes[engine] = watch.run(engine, lambda e=encoder: e.encode(samples), keep=number >= 0)
+                    codes[engine] = watch.run(engine, partial(encoder.encode, samples), keep=number >= 0)
     rows = []
     for engine in engines:
         row = {"name": engine, **watch.result(engine), "codes_equal": float(np.mean(codes[engine] == codes["torch"]))}

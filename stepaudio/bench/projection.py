@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-CARD = {"name": "NVIDIA L40S", "bandwidth": 864e9, "fp32": 91.6e12, "tf32": 183e12, "bf16": 362e12}
+CARD_NAME = "NVIDIA L40S"
+CARD = {"bandwidth": 864e9, "fp32": 91.6e12, "tf32": 183e12, "bf16": 362e12}
 """Bytes a second and dense operations a second, from NVIDIA's data sheet."""
 
 DECODE_SHARE, PREFILL_SHARE, FLOW_SHARE, HIFT_SHARE, ENCODER_SHARE = 0.6, 0.4, 0.25, 0.15, 0.15
@@ -19,6 +20,9 @@ HEAD_ROWS = 2867
 PARAFORMER_PARAMETERS, S3_PARAMETERS = 158e6, 129e6
 IDS_A_SECOND, FRAMES_A_SECOND = 125 / 3, 50
 TEXT_IDS = 120
+KEY_BYTES = 2 * 32 * 4 * 64 * 4
+"""Keys and values of one position, in float32, as the step keeps them."""
+
 FLOW_STEP_FLOP, FLOW_ATTENTION_FLOP, HIFT_FLOP = 302e6, 65536.0, 30.6e9
 """For a frame and step with guidance; for a pair of frames and step; for a second of sound."""
 
@@ -39,13 +43,15 @@ def project(reference: float = 6.0, sound: float = 10.0, steps: int = 10, share:
     prefill = 2 * LAYER_PARAMETERS * prompt / (CARD["bf16"] * PREFILL_SHARE)
     flow = steps * (FLOW_STEP_FLOP * frames + FLOW_ATTENTION_FLOP * frames**2) / (CARD["tf32"] * FLOW_SHARE)
     hift = HIFT_FLOP * sound / (CARD["fp32"] * HIFT_SHARE)
+    keys = KEY_BYTES * (prompt + ids / 2)
     rows = {}
     for name, weight in (("bfloat16", 2.0), ("W4A16", W4_BYTES)):
-        read = LAYER_PARAMETERS * weight + head
+        read = LAYER_PARAMETERS * weight + head + keys
         decode = ids * read / (CARD["bandwidth"] * reached)
         hit = prefill + decode + flow + hift
         rows[name] = {
             "bytes_per_id": read,
+            "keys_share": keys / read,
             "ceiling_ids_per_second": CARD["bandwidth"] / read,
             "decode": decode,
             "hit": hit,
@@ -53,7 +59,7 @@ def project(reference: float = 6.0, sound: float = 10.0, steps: int = 10, share:
             "sixteen_takes_a_sound": (prefill + decode) / 16 + flow + hift,
         }
     return {
-        "card": CARD,
+        "card": {"name": CARD_NAME, **CARD},
         "reference_seconds": reference,
         "sound_seconds": sound,
         "flow_steps": steps,

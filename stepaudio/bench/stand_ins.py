@@ -49,6 +49,9 @@ class _Graph:
         self.weights.append(numpy_helper.from_array(array, name))
         return name
 
+    def number(self, value: float) -> str:
+        return self.constant(np.array(value, np.float32))
+
     def random(self, *shape: int, fan_in: int) -> str:
         return self.constant(self._rng.standard_normal(shape, np.float32) / np.float32(fan_in**0.5))
 
@@ -61,9 +64,9 @@ class _Graph:
         return self.add("LayerNormalization", x, weight, bias, axis=-1)
 
     def gelu(self, x: str) -> str:
-        inner = self.add("Erf", self.add("Mul", x, self.constant(np.float32(0.5**0.5))))
-        shifted = self.add("Add", inner, self.constant(np.float32(1.0)))
-        return self.add("Mul", self.add("Mul", x, shifted), self.constant(np.float32(0.5)))
+        inner = self.add("Erf", self.add("Mul", x, self.number(0.5**0.5)))
+        shifted = self.add("Add", inner, self.number(1.0))
+        return self.add("Mul", self.add("Mul", x, shifted), self.number(0.5))
 
 
 def write_s3_of(path: Path, size: S3Size, seed: int) -> None:
@@ -80,7 +83,7 @@ def write_s3_of(path: Path, size: S3Size, seed: int) -> None:
         x = _layer(graph, x, size)
     scores = graph.add("MatMul", graph.norm(x, width), graph.random(width, SEMANTIC_CODES, fan_in=width))
     # The length is an input of the real file; here it only has to be read.
-    zero = graph.add("Mul", graph.add("Cast", "feats_length", to=TensorProto.FLOAT), graph.constant(np.float32(0.0)))
+    zero = graph.add("Mul", graph.add("Cast", "feats_length", to=TensorProto.FLOAT), graph.number(0.0))
     codes = graph.add("ArgMax", graph.add("Add", scores, zero), axis=2, keepdims=0)
     graph.nodes.append(helper.make_node("Identity", [codes], ["codes"]))
     inputs = [("feats", TensorProto.FLOAT, [1, WHISPER_MELS, "T"]), ("feats_length", TensorProto.INT32, [1])]
@@ -109,7 +112,7 @@ def _layer(graph: _Graph, x: str, size: S3Size) -> str:
     query = graph.add("Transpose", query, perm=[0, 2, 1, 3])
     key = graph.add("Transpose", key, perm=[0, 2, 3, 1])
     value = graph.add("Transpose", value, perm=[0, 2, 1, 3])
-    scores = graph.add("Mul", graph.add("MatMul", query, key), graph.constant(np.float32(head**-0.5)))
+    scores = graph.add("Mul", graph.add("MatMul", query, key), graph.number(head**-0.5))
     mixed = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), value)
     mixed = graph.add("Reshape", graph.add("Transpose", mixed, perm=[0, 2, 1, 3]), joined)
     x = graph.add("Add", x, graph.linear(mixed, width, width))
