@@ -1,4 +1,4 @@
-"""The baseline computes what the product computes, only otherwise: else measuring one against the other means nothing."""
+"""The baseline computes what the product computes, only otherwise: else to compare their times would mean nothing."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_minis_sizes_are_those_of_the_folder(tmp_path):
     assert MINI.llm == llm_sizes(192, 512, 6, 2, 6)
 
 
-def Loader():  # noqa: N802 - stands in for yaml's class
+def Loader():
     class Tolerant(yaml.SafeLoader):
         pass
 

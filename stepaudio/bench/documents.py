@@ -57,15 +57,15 @@ def filled(text: str, parts: Mapping[str, str]) -> str:
     Raises InvalidInput for a name that does not stand there exactly once.
     """
     for name, part in parts.items():
-        pattern = rf"(?<=<!-- generated: {re.escape(name)} -->\n).*?(?=<!-- end -->)"
-        text, count = re.subn(pattern, partial(_always, part), text, flags=re.DOTALL)
+        pattern = rf"(<!-- generated: {re.escape(name)} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(pattern, partial(_around, part), text, flags=re.DOTALL)
         if count != 1:
             raise InvalidInput(f"The text has {count} generated parts named {name}.")
     return text
 
 
-def _always(part: str, match: re.Match[str]) -> str:
-    return part
+def _around(part: str, match: re.Match[str]) -> str:
+    return match[1] + part + match[2]
 
 
 def _read(root: Path, name: str) -> Results | None:
