@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stepaudio.bench.markdown import both, seconds, table
+from stepaudio.bench.targets import targets
 from stepaudio.bench.words import WORDS, Language
 
 Results = dict[str, Any]
@@ -38,6 +39,9 @@ def answer(results: Results, language: Language, full: Results | None = None) ->
             reported=report["spread"],
         ),
         "",
+        f"## {words['targets']}",
+        "",
+        *target_table(results, language),
         f"## {words['stages']}",
         "",
         *stage_table(results, language),
@@ -181,23 +185,47 @@ def switch_table(results: Results, language: Language) -> list[str]:
     return [*table(heads, lines), words["switches_note"], ""]
 
 
+def target_table(results: Results, language: Language) -> list[str]:
+    """Return what this measurement was to show, and whether it does."""
+    words = WORDS[language]
+    lines = [
+        [
+            words[f"target_{row.name}"],
+            f"{'≤' if row.at_most else '≥'} {_figure(row.target, row.unit)}",
+            _figure(row.measured, row.unit),
+            "" if row.processor is None else _figure(row.processor, row.unit),
+            words["yes" if row.met else "no"],
+        ]
+        for row in targets(results)
+    ]
+    heads = [words[key] for key in ("target", "bound", "head_ours", "head_processor", "met")]
+    return [*table(heads, lines), words["targets_note"], ""]
+
+
+def _figure(value: float, unit: str) -> str:
+    if unit == "%":
+        return f"{value:.1%}"
+    digits = 1 if unit == "ms" else 2
+    return f"{value:.{digits}f} {unit}".rstrip()
+
+
 def _advice(results: Results, language: Language) -> list[str]:
     words, decode = WORDS[language], results["decoding"]
     encoder = results["encoder"]
     engines = {row["name"]: row for row in encoder["engines"]["rows"]}
-    others = [
-        f"{name} {row['seconds']:.2f} s ({engines['loop']['seconds'] / row['seconds']:.1f} x, "
-        f"{words['codes_kept'].format(share=row['codes_equal'])})"
-        for name, row in engines.items()
-        if name != "loop"
-    ]
+    loop = engines["loop"]
+    others = []
+    for name, row in engines.items():
+        if name != "loop":
+            gain = f"{loop['seconds'] / row['seconds']:.1f} x ({loop['processor'] / row['processor']:.1f} x)"
+            others.append(f"{name} {both(row)}: {gain}, {words['codes_kept'].format(share=row['codes_equal'])}")
     real = results["projection"]["rows"]
     read = decode["bytes_per_id"]
     figures = {
         "light": words["advice_light_figure"].format(
             seconds=encoder["engines"]["seconds"],
             size=words["size_small" if encoder["small"] else "size_real"],
-            loop=engines["loop"]["seconds"],
+            loop=both(loop),
             rows="; ".join(others),
         ),
         "onnx": words["advice_onnx_figure"].format(onnx=engines["onnx"]["seconds"], torch=engines["torch"]["seconds"])
@@ -225,8 +253,11 @@ def _scenarios(results: Results, language: Language) -> list[str]:
         return words[way].format(batch=results["decoding"]["batch"])
 
     lines = [f"### {words['scenario_1'].format(texts=voice['texts'])}", ""]
-    rows = [[name(way), voice[way]["how"], seconds(voice[way]["seconds"])] for way in (*WAYS, "ours_batched")]
-    lines += table([words[key] for key in ("way", "arithmetic", "seconds")], rows, left=2)
+    rows = [
+        [name(way), voice[way]["how"], seconds(voice[way]["seconds"]), seconds(voice[way]["processor"])]
+        for way in (*WAYS, "ours_batched")
+    ]
+    lines += table([words[key] for key in ("way", "arithmetic", "seconds", "head_processor")], rows, left=2)
     lines += [words["scenario_1_note"].format(runs=voice["runs"]), ""]
 
     lines += [f"### {words['scenario_2'].format(requests=day['requests'])}", ""]
@@ -238,10 +269,12 @@ def _scenarios(results: Results, language: Language) -> list[str]:
             f"{one['mean']:.3f} s",
             f"{day['requests']:,} x {one['mean']:.3f} / 3600 = {one['hours']:.1f}",
             f"{one['machine']:.0%}",
+            f"{one['processor_mean']:.3f} s" if "processor_mean" in one else "",
         ]
         for label, one in days
     ]
-    lines += table([words[key] for key in ("way", "arithmetic", "mean", "hours", "machine_share")], rows, left=2)
+    keys = ("way", "arithmetic", "mean", "hours", "machine_share", "mean_processor")
+    lines += table([words[key] for key in keys], rows, left=2)
     lines += [
         words["scenario_2_right"].format(
             claimed=report["claimed_mean"],
@@ -259,8 +292,9 @@ def _scenarios(results: Results, language: Language) -> list[str]:
     for way in WAYS:
         cells = zip(back[way]["seconds"], back[way]["hits"], strict=True)
         taken = [f"**{seconds(value)}**" if hit else seconds(value) for value, hit in cells]
-        rows.append([name(way), *taken, seconds(back[way]["total"])])
-    return [*lines, *table([words["way"], *back["order"], words["total"]], rows), words["scenario_3_note"], ""]
+        rows.append([name(way), *taken, seconds(back[way]["total"]), seconds(back[way]["total_processor"])])
+    heads = [words["way"], *back["order"], words["total"], words["head_processor"]]
+    return [*lines, *table(heads, rows), words["scenario_3_note"], ""]
 
 
 def live(results: Results, language: Language) -> list[str]:
@@ -326,9 +360,9 @@ def encoder_table(results: Results, language: Language) -> list[str]:
     rows = [
         [
             f"{row['seconds']:g} s",
-            seconds(row["chunk_loop"]),
-            seconds(row["window_parallel"]),
-            f"{row['ratio']:.1f} x",
+            both({"seconds": row["chunk_loop"], "processor": row["chunk_loop_processor"]}),
+            both({"seconds": row["window_parallel"], "processor": row["window_parallel_processor"]}),
+            f"{row['ratio']:.1f} x ({row['chunk_loop_processor'] / row['window_parallel_processor']:.1f} x)",
             f"{row['codes_equal']:.2%}",
         ]
         for row in told["scaling"]

@@ -13,6 +13,7 @@ def blocks(results: Results) -> dict[str, str]:
     parts = {
         "speed-conditions": answer.conditions(results, language),
         "speed-clones": answer.report_table(results, language),
+        "speed-targets": answer.target_table(results, language),
         "speed-stages": answer.stage_table(results, language),
         "speed-switches": answer.switch_table(results, language),
         "speed-live": answer.live(results, language),

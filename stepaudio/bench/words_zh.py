@@ -50,6 +50,26 @@ ZH: dict[str, str] = {
         "相同文本、种子和长度下 {hits} 次命中的离散度（最长 - 最短）/ 最短：时钟 {seconds:.1%}，处理器时间 "
         "{processor:.1%}。报告声称低于 {claimed:.0%}；它自己的两次命中相差 {reported:.1%}。"
     ),
+    "targets": "要达到的目标",
+    "target": "目标",
+    "bound": "界限",
+    "met": "按时钟达到",
+    "yes": "是",
+    "no": "**否**",
+    "targets_note": "处理器时间显示繁忙机器所掩盖的；最终以空闲机器的时钟为准。",
+    "target_windows": "编码器，所有窗口一次算完与循环之比，float32",
+    "target_narrow": "编码器，bfloat16 与 int8 中较好者与循环之比",
+    "target_hit": "命中：哈希与查找，10 秒参考音频",
+    "target_hit_file": "命中，含文件解码",
+    "target_miss_hit": "首次克隆 / 命中",
+    "target_first": "原始 / 我们的首次克隆",
+    "target_second": "原始 / 我们的命中",
+    "target_rtf": "命中的 RTF，一次生成",
+    "target_sound": "流式的首个声音",
+    "target_batch": "语言模型，16 段文本并排与逐段之比",
+    "target_allocations": "解码步的内存分配",
+    "target_waits": "解码步的主机同步",
+    "target_spread": "命中的离散度",
     "stages": "时间花在哪里",
     "stage": "阶段",
     "other": "其他",
@@ -81,7 +101,7 @@ ZH: dict[str, str] = {
         "别的模型有别的编码，语言模型不认识（见 README 的 Engines 一节）；"
         "我们用另一种方式计算同一个模型：所有窗口一次算完，处理器支持时用 bfloat16 或 int8。"
     ),
-    "advice_light_figure": "{size}，{seconds:g} 秒：循环 {loop:.2f} 秒；{rows}",
+    "advice_light_figure": "{size}，{seconds:g} 秒：循环 {loop}；{rows}",
     "size_real": "真实大小",
     "size_small": "小尺寸",
     "codes_kept": "{share:.1%} 的编码相同",
@@ -90,7 +110,7 @@ ZH: dict[str, str] = {
         "`export-encoder` 写出用于 CPU 和 CUDA 的 ONNX。不提供 TensorRT：它会舍入到 TF32，会话没有关闭它的选项，"
         "而舍入会改变编码。"
     ),
-    "advice_onnx_figure": "ONNX Runtime {onnx:.2f} 秒，torch {torch:.2f} 秒",
+    "advice_onnx_figure": "ONNX Runtime {onnx}，torch {torch}",
     "not_measured": "本次未测量",
     "advice_small": "更小的语言模型",
     "advice_small_answer": (
@@ -123,6 +143,7 @@ ZH: dict[str, str] = {
     "mean": "平均",
     "hours": "每天小时数",
     "machine_share": "占一台机器",
+    "mean_processor": "平均处理器时间",
     "scenario_2_right": (
         "报告说平均 {claimed} 秒。按它自己的数字是 0.3 x 12 + 0.7 x 8 = {mean:.1f} 秒，10,000 个请求需要 "
         "{hours:.1f} 小时：超过一块 GPU 的一天（{machine:.0%}），是原始 24 秒（{original:.1f} 小时）的 {ratio:.0%}。"
