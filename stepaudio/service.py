@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from stepaudio.audiofile import Limits as FileLimits
 from stepaudio.audiofile import LoadedReference, encode_wav, load_reference
-from stepaudio.errors import Cancelled, StepAudioError
+from stepaudio.errors import Cancelled, InvalidInput, StepAudioError
 from stepaudio.feed import SoundFeed, Tickets
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
@@ -54,31 +54,40 @@ class Request(ABC):
     max_seconds: float | None = None
 
     @abstractmethod
-    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        """Return what the pipeline makes of it."""
+    def run(
+        self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+    ) -> list[Synthesis]:
+        """Return what the pipeline makes of it: one synthesis, or one for each take."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CloneRequest(Request):
-    """A text to be spoken in the voice of the sound. feed: where the sound goes while it is being made, if anywhere."""
+    """A text to be spoken in the voice of the sound, once or in several takes (see Pipeline.takes).
+
+    feed: where the sound goes while it is being made, if anywhere; then there is one take.
+    """
 
     label = CLONE
 
     text: str
     feed: SoundFeed | None = None
+    takes: int = 1
 
-    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        make = pipeline.clone if self.feed is None else _streaming(pipeline, self.feed)
-        return make(
-            reference,
-            self.text,
-            self.sampling,
-            flow_steps=self.flow_steps,
-            max_seconds=self.max_seconds,
-            timer=timer,
-            progress=job.report,
-            should_stop=job.should_stop,
-        )
+    def run(
+        self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+    ) -> list[Synthesis]:
+        options: dict[str, Any] = {
+            "flow_steps": self.flow_steps,
+            "max_seconds": self.max_seconds,
+            "timer": timer,
+            "progress": job.report,
+            "should_stop": job.should_stop,
+        }
+        if self.feed is None:
+            return pipeline.takes(reference, self.text, self.takes, self.sampling, **options)
+        if self.takes != 1:
+            raise InvalidInput("Several takes cannot be played while they are being made; ask for one, or for files.")
+        return [pipeline.stream(reference, self.text, self.sampling, **options).into(self.feed.put)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -91,8 +100,10 @@ class EditRequest(Request):
     new_text: str | None = None
     passes: int = 1
 
-    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        return pipeline.edit(
+    def run(
+        self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+    ) -> list[Synthesis]:
+        made = pipeline.edit(
             reference,
             self.task,
             new_text=self.new_text,
@@ -104,14 +115,24 @@ class EditRequest(Request):
             progress=job.report,
             should_stop=job.should_stop,
         )
+        return [made]
 
 
 @dataclass(frozen=True, eq=False)
 class CloneResult:
-    """What came of a request, an edit too: the synthesis with the request's timings, and the sound as a WAV file."""
+    """What came of a request, an edit too: the synthesis with the request's timings, and the sound as a WAV file.
+
+    further: of a request for several takes, the second take and those after it.
+    """
 
     synthesis: Synthesis
     wav: bytes
+    further: tuple[CloneResult, ...] = ()
+
+    @property
+    def takes(self) -> tuple[CloneResult, ...]:
+        """All takes in the order of their seeds; where one was asked for, this one."""
+        return (self, *self.further)
 
 
 class Service:
@@ -240,17 +261,20 @@ class Service:
             with timer.stage(DECODE_AUDIO):
                 loaded, transcript = self._reference(request)
             reference = Reference(loaded.waveform, transcript)
-            synthesis = request.run(engine.pipeline, reference, timer, job)
+            made = request.run(engine.pipeline, reference, timer, job)
         with timer.stage(POST_PROCESS):
-            wav = encode_wav(synthesis.waveform)
-        synthesis = replace(synthesis, timings=timer.finish(), notices=loaded.notices + synthesis.notices)
+            wavs = [encode_wav(synthesis.waveform) for synthesis in made]
+        timings = timer.finish()
+        made = [replace(one, timings=timings, notices=loaded.notices + one.notices) for one in made]
+        synthesis, *further = made
         waited = (job.started or job.submitted) - job.submitted
         log.info(
             "%s",
-            request_block(synthesis, waited=waited),
-            extra={"facts": request_record(request.label, synthesis, waited=waited)},
+            request_block(synthesis, waited=waited, further=further),
+            extra={"facts": request_record(request.label, synthesis, waited=waited, further=further)},
         )
-        return CloneResult(synthesis, wav)
+        takes = [CloneResult(*take) for take in zip(made, wavs, strict=True)]
+        return replace(takes[0], further=tuple(takes[1:]))
 
     def _reference(self, request: Request) -> tuple[LoadedReference, str]:
         """Return the sound of a request and its transcript, from a saved voice where one is named."""
@@ -271,8 +295,3 @@ class Service:
         saved = f"Saved the voice {voice.id}, {voice.seconds:.2f} s."
         log.info("%s", "\n".join([*cache_lines(times), *loaded.notices, saved]))
         return voice
-
-
-def _streaming(pipeline: Pipeline, feed: SoundFeed) -> Callable[..., Synthesis]:
-    """Return what takes the arguments of clone() and gives its result, and the sound to the feed meanwhile."""
-    return lambda *given, **named: pipeline.stream(*given, **named).into(feed.put)

@@ -66,9 +66,15 @@ class Settings(BaseSettings):
     min_reference_seconds: float = Field(0.5, gt=0, description="shortest reference")
     max_reference_seconds: float = Field(30.0, gt=0, description="what is kept of a longer reference")
     long_reference: Literal["cut", "refuse"] = Field("cut", description="what happens to a longer reference")
-    max_text_characters: int = Field(1000, ge=1, description="longest text to speak in one request")
+    max_text_characters: int = Field(5000, ge=1, description="longest text to speak in one request")
     max_transcript_characters: int = Field(1000, ge=1, description="longest transcript of a reference")
-    max_output_seconds: float = Field(60.0, gt=0, description="longest sound of one request")
+    max_output_seconds: float = Field(300.0, gt=0, description="longest sound of one request")
+    passage_seconds: float = Field(
+        15.0, ge=1, description="a text that takes longer to speak is split into passages where sentences end"
+    )
+    decode_rows: int = Field(
+        16, ge=1, le=64, description="passages, takes and texts that the language model decodes side by side"
+    )
 
     temperature: float = Field(0.7, ge=0, le=2, description="default sampling temperature; 0: greedy")
     top_k: int = Field(50, ge=0, description="default number of candidates per step; 0: all")

@@ -16,12 +16,12 @@ PACKAGE = ROOT / "stepaudio"
 # A module may import from lower layers and from its own package. A package counts as one name.
 LAYERS = [
     {"types", "errors", "torchaudio_compat"},
-    {"audio", "features", "tokens", "tasks", "timing", "device", "settings", "log", "text", "verbalise"},
+    {"audio", "features", "tokens", "tasks", "timing", "device", "settings", "log", "text", "verbalise", "joining"},
     {"audiofile", "files"},
     {"prompts", "cache", "encoder", "llm", "vocoder", "report", "tiny", "hub", "transfer"},
     {"snapshot"},
     {"download"},
-    {"pipeline", "speech_stream", "weights"},
+    {"pipeline", "speaking", "orders", "speech_stream", "weights"},
     {"loading"},
     {"library"},
     {"queue"},
