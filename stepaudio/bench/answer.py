@@ -250,7 +250,7 @@ def _scenarios(results: Results, language: Language) -> list[str]:
     voice, day, back = told["one_voice"], told["a_day"], told["voices"]
 
     def name(way: str) -> str:
-        return words[way].format(batch=results["decoding"]["batch"])
+        return words[way].format(batch=results["batch"]["batch"])
 
     lines = [f"### {words['scenario_1'].format(texts=voice['texts'])}", ""]
     rows = [
@@ -258,7 +258,18 @@ def _scenarios(results: Results, language: Language) -> list[str]:
         for way in (*WAYS, "ours_batched")
     ]
     lines += table([words[key] for key in ("way", "arithmetic", "seconds", "head_processor")], rows, left=2)
-    lines += [words["scenario_1_note"].format(runs=voice["runs"]), ""]
+    batch = results["batch"]
+    lines += [
+        words["scenario_1_note"].format(
+            runs=voice["runs"],
+            batch=batch["batch"],
+            texts=both(batch["texts"]),
+            takes=both(batch["takes"]),
+            one=both(batch["one"]),
+            batch_runs=batch["runs"],
+        ),
+        "",
+    ]
 
     lines += [f"### {words['scenario_2'].format(requests=day['requests'])}", ""]
     days = [(words["report_corrected"], report["day"]), *((name(way), day[way]) for way in WAYS)]

@@ -180,6 +180,23 @@ class PlainLM:
             decode_seconds=self._now() - prefilled,
         )
 
+    def generate_many(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        seeds: Sequence[int],
+        max_tokens: Sequence[int],
+        shared: Sequence[int] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Generation]:
+        """Return generate() of each prompt, one after another: the reference knows no other way."""
+        return [
+            self.generate(prompt, params, seed=seed, max_tokens=most, progress=progress, should_stop=should_stop)
+            for prompt, seed, most in zip(prompts, seeds, max_tokens, strict=True)
+        ]
+
     def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

@@ -15,7 +15,8 @@ from stepaudio.bench.baseline import SerialEncoder
 from stepaudio.bench.stopwatch import Stopwatch, spread
 from stepaudio.bench.workbench import TEXT, Case, Workbench
 from stepaudio.device import without_tf32
-from stepaudio.pipeline import FLOW, FUNASR, LLM, VOCODER, Pipeline
+from stepaudio.pipeline import FUNASR, Pipeline
+from stepaudio.speaking import FLOW, LLM, VOCODER
 from stepaudio.types import Synthesis
 
 ORIGINAL, TF32, ONNX = "original", "tf32", "onnx"

@@ -6,35 +6,50 @@ from typing import Any
 
 import numpy as np
 
+from stepaudio.bench.ceiling import BATCH
 from stepaudio.bench.clones import FIRST_WRITE, HIT_2, ORIGINAL, OURS_FIRST, OURS_HIT_2
 from stepaudio.bench.predecessor import REQUESTS, day
 from stepaudio.bench.stopwatch import Stopwatch
 from stepaudio.bench.workbench import TEXT, Case, Workbench
-from stepaudio.pipeline import LLM, Pipeline
+from stepaudio.pipeline import Pipeline
 
 TEXTS = 100
 ORDER = "ABCAB"
 
 
-def one_voice(rows: dict[str, Any], decoding: dict[str, Any], texts: int = TEXTS) -> dict[str, Any]:
-    """Return scenario 1 from the medians of the clones: seconds for all texts, and the arithmetic in words.
+def measure_batch(bench: Workbench, case: Case, runs: int) -> dict[str, Any]:
+    """Return what BATCH texts in one voice take as one batch, a hit, and what as many takes of one text do."""
+    watch = Stopwatch(bench.runtime.synchronize)
+    texts = [f"{TEXT} {number:02d}." for number in range(BATCH)]
+    reference = case.reference(900)
+    told: Any = {"flow_steps": case.flow_steps, "max_seconds": case.sound_seconds}
+    bench.ours.encode(reference.waveform)
+    for number in range(-1, runs):
+        keep = number >= 0
+        made = watch.run("texts", lambda: bench.ours.clone_many(reference, texts, case.sampling, **told), keep=keep)
+        takes = watch.run("takes", lambda: bench.ours.takes(reference, TEXT, BATCH, case.sampling, **told), keep=keep)
+        watch.run("one", lambda: bench.ours.clone(reference, TEXT, case.sampling, **told), keep=keep)
+        if {one.waveform.seconds for one in (*made, *takes)} != {made[0].waveform.seconds}:
+            raise RuntimeError("The sounds of a batch differ in length.")
+    return {"batch": BATCH, "runs": runs, **{name: watch.result(name) for name in ("texts", "takes", "one")}}
 
-    batched: the language model's part of a hit is exchanged for its share of a batch; flow and vocoder stay.
-    """
+
+def one_voice(rows: dict[str, Any], batch: dict[str, Any], texts: int = TEXTS) -> dict[str, Any]:
+    """Return scenario 1 from the medians of the clones: seconds for all texts, and the arithmetic in words."""
     more = texts - 1
 
     def ways(kind: str) -> dict[str, tuple[float, str]]:
         first, hit = rows[OURS_FIRST][kind], rows[OURS_HIT_2][kind]
         write, cached, original = rows[FIRST_WRITE][kind], rows[HIT_2][kind], rows[ORIGINAL][kind]
-        # The stages are by the clock; in processor time their shares are taken to be the same.
-        stages = rows[OURS_HIT_2]["stages"]
-        rest = hit * (1 - stages[LLM] / sum(stages.values()))
-        beside = decoding["together"][kind] / decoding["batch"]
+        share = batch["texts"][kind] / batch["batch"]
         return {
             "baseline": (texts * original, f"{texts} x {original:.3f}"),
             "baseline_cached": (write + more * cached, f"{write:.3f} + {more} x {cached:.3f}"),
             "ours": (first + more * hit, f"{first:.3f} + {more} x {hit:.3f}"),
-            "ours_batched": (first + more * (rest + beside), f"{first:.3f} + {more} x ({rest:.3f} + {beside:.3f})"),
+            "ours_batched": (
+                first + more * share,
+                f"{first:.3f} + {more} x {batch['texts'][kind]:.3f} / {batch['batch']}",
+            ),
         }
 
     processor = ways("processor")

@@ -48,6 +48,9 @@ class Plan:
     layers: int = 32
 
 
+FEW = 3
+"""Runs of what takes many clones each."""
+
 QUICK = Plan(2, 2.0, 0.6, 2, (1.0, 2.0), 1, 2.0, small=True)
 USUAL = Plan(5, 6.0, 4.0, 10, (1.0, 2.0, 5.0, 10.0, 20.0, 30.0), 3, 10.0)
 FULL_ON_GPU = Plan(5, 6.0, 10.0, 10, (1.0, 2.0, 5.0, 10.0, 20.0, 30.0), 3, 10.0)
@@ -142,12 +145,13 @@ def _measure_all(bench: Workbench, case: Case, plan: Plan, runtime: Runtime) -> 
     _tell("Each switch by itself.")
     switches = clones.measure_switches(bench, case, plan.runs)
     _tell("Decoding.")
-    decoding = ceiling.measure_decoding(bench, case, plan.runs)
-    _tell("Voices that come back.")
-    back = scenarios.voices_that_come_back(bench, case, plan.runs)
+    decoding = ceiling.measure_decoding(bench, case, min(plan.runs, FEW))
+    _tell("Batches, and voices that come back.")
+    batch = scenarios.measure_batch(bench, case, min(plan.runs, FEW))
+    back = scenarios.voices_that_come_back(bench, case, min(plan.runs, FEW))
     _tell("Streams, the queue, a hit.")
     stream = live.measure_stream(bench, case, plan.runs)
-    queue = live.measure_concurrency(bench, case, plan.runs)
+    queue = live.measure_concurrency(bench, case, min(plan.runs, FEW))
     hit = live.measure_hit(bench, 10.0, max(plan.runs, 5))
     _tell("The encoder by length, and its engines.")
     scaling = encoders.measure_scaling(plan.scaling, plan.scaling_runs, small=plan.small)
@@ -158,12 +162,13 @@ def _measure_all(bench: Workbench, case: Case, plan: Plan, runtime: Runtime) -> 
         "clones": cloned,
         "switches": switches,
         "decoding": decoding,
+        "batch": batch,
         "stream": stream,
         "concurrency": queue,
         "hit": hit,
         "encoder": {"scaling": scaling, "engines": engines, "small": plan.small},
         "scenarios": {
-            "one_voice": scenarios.one_voice(cloned["rows"], decoding),
+            "one_voice": scenarios.one_voice(cloned["rows"], batch),
             "a_day": scenarios.a_day(cloned["rows"]),
             "voices": back,
         },

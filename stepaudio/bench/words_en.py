@@ -145,8 +145,12 @@ EN: dict[str, str] = {
     "baseline": "original",
     "baseline_cached": "original with a cache",
     "ours": "ours",
-    "ours_batched": "ours, the language model in batches of {batch}",
-    "scenario_1_note": "Estimated from the medians of {runs} runs.",
+    "ours_batched": "ours, in batches of {batch}",
+    "scenario_1_note": (
+        "Estimated from the medians of {runs} runs. Measured ({batch_runs} runs): {batch} texts in one batch {texts}, "
+        "{batch} takes of one text {takes}, one text {one}; only the language model works side by side, flow and "
+        "vocoder go through one sound after another."
+    ),
     "scenario_2": "2. {requests:,} requests a day, 70 % hits",
     "mean": "Mean",
     "hours": "Hours a day",

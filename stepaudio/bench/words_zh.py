@@ -137,8 +137,11 @@ ZH: dict[str, str] = {
     "baseline": "原始",
     "baseline_cached": "原始加缓存",
     "ours": "我们",
-    "ours_batched": "我们，语言模型每批 {batch} 段",
-    "scenario_1_note": "由 {runs} 次运行的中位数估算。",
+    "ours_batched": "我们，每批 {batch} 段",
+    "scenario_1_note": (
+        "由 {runs} 次运行的中位数估算。实测（{batch_runs} 次）：一批 {batch} 段文本 {texts}，"
+        "同一文本 {batch} 个版本 {takes}，一段文本 {one}；只有语言模型并排工作，flow 和声码器逐个处理。"
+    ),
     "scenario_2": "2. 每天 {requests:,} 个请求，70 % 命中",
     "mean": "平均",
     "hours": "每天小时数",

@@ -34,9 +34,10 @@ CACHE_BYTES = 2**28
 PREFIX_BYTES = 2**30
 TRANSCRIPT = "The words that are spoken in the recording number {number:03d}."
 TEXT = (
-    "This sentence is long enough that no voice will have come to its end before the measurement is over, because it "
-    "goes on and on, with one clause after another, and when you think that it must stop now, it has only begun."
+    "This sentence is long enough that no voice has come to its end before the measurement is over, because it goes "
+    "on and on, one clause after another, until it stops"
 )
+"""Shorter than what the pipeline would divide into passages."""
 
 
 @dataclass(frozen=True)
