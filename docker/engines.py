@@ -185,8 +185,9 @@ class Buildah:
         found, waiting = [], [self._process.pid]
         while waiting:
             parent = waiting.pop(0)
-            children = Path(f"/proc/{parent}/task/{parent}/children")
-            waiting += [int(child) for child in children.read_text().split()] if children.exists() else []
+            # Of every thread, because buildah starts its processes from any of them.
+            for children in Path(f"/proc/{parent}/task").glob("*/children"):
+                waiting += [int(child) for child in children.read_text().split()]
             if parent != self._process.pid and Path(f"/proc/{parent}").stat().st_uid == USER:
                 found.append(parent)
         return found

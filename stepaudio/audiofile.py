@@ -21,7 +21,7 @@ from types import MappingProxyType
 import numpy as np
 import soundfile
 
-from stepaudio.errors import InvalidInput
+from stepaudio.errors import InvalidInput, TooLarge, Unreadable
 from stepaudio.settings import Settings
 from stepaudio.types import FloatArray, Waveform
 
@@ -110,7 +110,7 @@ def load_reference(data: bytes, limits: Limits) -> LoadedReference:
     if not data:
         raise InvalidInput("The reference file is empty (0 bytes).")
     if len(data) > limits.max_bytes:
-        raise InvalidInput(
+        raise TooLarge(
             f"The reference file has {len(data) / 2**20:.1f} MB; the limit is {limits.max_bytes / 2**20:.0f} MB."
         )
     # One second more than is kept, so that "longer than the limit" is known without decoding the rest.
@@ -224,7 +224,7 @@ def _decode(data: bytes, most_seconds: float) -> tuple[FloatArray, int, float]:
             samples = _read_mono(file, int(most_seconds * rate))
     except (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError) as error:
         if shutil.which("ffmpeg") is None:
-            raise InvalidInput(
+            raise Unreadable(
                 "The reference cannot be read as sound; please give wav, flac, mp3, ogg or opus "
                 "(for m4a and video, ffmpeg must be installed)."
             ) from error
@@ -275,7 +275,7 @@ def _decode_with_ffmpeg(data: bytes, most_seconds: float) -> FloatArray:
     samples = np.frombuffer(sound[: len(sound) // 4 * 4], dtype="<f4").astype(np.float32)
     if len(samples) == 0:
         log.debug("ffmpeg could not decode an upload: %s", trouble[:300].decode("utf-8", "replace").strip())
-        raise InvalidInput("The reference cannot be read as sound; please give wav, flac, mp3, ogg, opus or m4a.")
+        raise Unreadable("The reference cannot be read as sound; please give wav, flac, mp3, ogg, opus or m4a.")
     return samples
 
 
@@ -292,4 +292,4 @@ def _run_bounded(command: list[str]) -> tuple[bytes, bytes]:
             return process.communicate(timeout=FFMPEG_SECONDS)
         except subprocess.TimeoutExpired as error:
             process.kill()
-            raise InvalidInput(f"The reference could not be decoded within {FFMPEG_SECONDS} s.") from error
+            raise Unreadable(f"The reference could not be decoded within {FFMPEG_SECONDS} s.") from error

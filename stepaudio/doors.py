@@ -9,8 +9,10 @@ import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 
+from stepaudio.api.errors import error_response
+from stepaudio.api.guard import is_api
 from stepaudio.errors import InvalidInput
 from stepaudio.tempfolder import TempFolder
 
@@ -29,12 +31,16 @@ SMALL_BODY = 1024 * 1024
 
 
 class Login:
-    """Lets in who sends the one name and password (HTTP Basic); everybody may ask for the health."""
+    """Lets in who sends the one name and password (HTTP Basic); everybody may ask for the health.
 
-    def __init__(self, app: App, login: tuple[bytes, bytes], root_path: str) -> None:
+    keyed: whether the API asks for keys of its own; what comes to it with one is then left to it to check.
+    """
+
+    def __init__(self, app: App, login: tuple[bytes, bytes], *, root_path: str = "", keyed: bool = False) -> None:
         self._app = app
         self._login = login
         self._root_path = root_path
+        self._keyed = keyed
 
     @staticmethod
     def parse(login: str) -> tuple[bytes, bytes] | None:
@@ -53,7 +59,8 @@ class Login:
             return await send({"type": "websocket.close", "code": 1008})
         sent = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         path = scope["path"].removeprefix(self._root_path)
-        if path in OPEN or self._right(sent):
+        to_the_api = self._keyed and is_api(path) and sent[:7].lower() == b"bearer "
+        if path in OPEN or to_the_api or self._right(sent):
             return await self._app(scope, receive, send)
         if sent:
             await asyncio.sleep(WRONG_SECONDS)
@@ -89,7 +96,6 @@ class Room:
             needed = int(length) if length.isdigit() else SMALL_BODY
             if needed >= SMALL_BODY and not await asyncio.to_thread(self._folder.make_room, needed):
                 message = "There is no room for more uploads at the moment; please try again in some minutes."
-                error = {"message": message, "type": "server_error", "param": None, "code": "no_room"}
-                refused = JSONResponse({"error": error}, 507, {"Retry-After": "60"})
+                refused = error_response(507, message, "server_error", "no_room", headers={"Retry-After": "60"})
                 return await refused(scope, receive, send)
         return await self._app(scope, receive, send)

@@ -12,6 +12,7 @@ import uvicorn
 
 from stepaudio import memory
 from stepaudio.api import build_app
+from stepaudio.api.guard import read_keys
 from stepaudio.doors import Login, Room
 from stepaudio.errors import StepAudioError
 from stepaudio.loading import choose, load_engine
@@ -48,7 +49,7 @@ def serve(settings: Settings) -> None:
         service.start()
         log.info("The page is at http://%s:%d%s/", settings.host, port, settings.root_path)
         config = uvicorn.Config(
-            Login(app, login, settings.root_path) if login else app,
+            _locked(app, login, settings) if login else app,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
@@ -85,6 +86,10 @@ class Server(uvicorn.Server):
         else:
             log.warning("Stopping: what is not done after %g s is cancelled.", self._drain_seconds)
         self.should_exit = True
+
+
+def _locked(app: Room, login: tuple[bytes, bytes], settings: Settings) -> Login:
+    return Login(app, login, root_path=settings.root_path, keyed=bool(read_keys(settings)))
 
 
 def _is_news(record: logging.LogRecord) -> bool:

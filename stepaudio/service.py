@@ -16,14 +16,18 @@ from typing import Any, ClassVar, Literal, TypeVar
 from stepaudio.asr import Transcriber, absent
 from stepaudio.audiofile import Limits as FileLimits
 from stepaudio.audiofile import LoadedReference, encode_wav, load_reference
-from stepaudio.errors import Cancelled, OutOfMemory, StepAudioError
+from stepaudio.errors import Busy, Cancelled, InvalidInput, OutOfMemory, StepAudioError
 from stepaudio.feed import SoundFeed, Tickets
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
 from stepaudio.memory import is_out_of_memory, release
+from stepaudio.metrics import Metrics
+from stepaudio.orders import MAX_SEED
 from stepaudio.pipeline import Pipeline
+from stepaudio.presets import PresetFolder
 from stepaudio.queue import Job, JobQueue
 from stepaudio.report import GET_ENGINE, POST_PROCESS, cache_lines, request_block, request_record
+from stepaudio.runs import RunHistory
 from stepaudio.settings import Settings
 from stepaudio.timing import StageTimer
 from stepaudio.types import Reference, SamplingParams, Synthesis, Task
@@ -43,6 +47,7 @@ class Request(ABC):
     """What a client gives for any request: the bytes of a sound file, its transcript, how to go about it.
 
     voice: the id of a saved voice, which stands in for ``audio`` and, unless one is given, for ``transcript``.
+    client: whose request it is, for the queue's limit for each client; "" where that does not apply.
     label: what the request is called in the log.
     """
 
@@ -54,20 +59,24 @@ class Request(ABC):
     sampling: SamplingParams = field(default_factory=SamplingParams)
     flow_steps: int = 10
     max_seconds: float | None = None
+    client: str = ""
 
     def smaller(self) -> Request | None:
         """Return the request to try when memory did not suffice for this one; None where it cannot be tried again."""
         return self
 
     @abstractmethod
-    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        """Return what the pipeline makes of it."""
+    def run(
+        self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+    ) -> list[Synthesis]:
+        """Return what the pipeline makes of it: one synthesis, or one for each take."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CloneRequest(Request):
-    """A text to be spoken in the voice of the sound. feed: where the sound goes while it is being made, if anywhere.
+    """A text to be spoken in the voice of the sound, once or in several takes (see Pipeline.takes).
 
+    feed: where the sound goes while it is being made, if anywhere; then there is one take.
     in_pieces: whether flow and vocoder take a piece at a time, as for a feed, which needs less memory.
     """
 
@@ -75,6 +84,7 @@ class CloneRequest(Request):
 
     text: str
     feed: SoundFeed | None = None
+    takes: int = 1
     in_pieces: bool = False
 
     def smaller(self) -> CloneRequest | None:
@@ -83,19 +93,34 @@ class CloneRequest(Request):
         # What has been heard cannot be begun again.
         return None if self.feed.has_begun else self
 
-    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        whole = self.feed is None and not self.in_pieces
-        make = pipeline.clone if whole else _streaming(pipeline, self.feed)
-        return make(
-            reference,
-            self.text,
-            self.sampling,
-            flow_steps=self.flow_steps,
-            max_seconds=self.max_seconds,
-            timer=timer,
-            progress=job.report,
-            should_stop=job.should_stop,
-        )
+    def run(
+        self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+    ) -> list[Synthesis]:
+        options: dict[str, Any] = {
+            "flow_steps": self.flow_steps,
+            "max_seconds": self.max_seconds,
+            "timer": timer,
+            "progress": job.report,
+            "should_stop": job.should_stop,
+        }
+        if self.in_pieces:
+            return self._one_by_one(pipeline, reference, options)
+        if self.feed is None:
+            return pipeline.takes(reference, self.text, self.takes, self.sampling, **options)
+        if self.takes != 1:
+            raise InvalidInput("Several takes cannot be played while they are being made; ask for one, or for files.")
+        stream = pipeline.stream(reference, self.text, self.sampling, **options)
+        self.feed.begin(timer.so_far())
+        return [stream.into(self.feed.put)]
+
+    def _one_by_one(self, pipeline: Pipeline, reference: Reference, options: dict[str, Any]) -> list[Synthesis]:
+        """Return the takes made one after the other and in pieces, each with the seed that it has otherwise."""
+        made: list[Synthesis] = []
+        for number in range(self.takes):
+            seed = (made[0].seed + number) % (MAX_SEED + 1) if made else self.sampling.seed
+            stream = pipeline.stream(reference, self.text, replace(self.sampling, seed=seed), **options)
+            made.append(stream.into(lambda piece: None))
+        return made
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -108,8 +133,10 @@ class EditRequest(Request):
     new_text: str | None = None
     passes: int = 1
 
-    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        return pipeline.edit(
+    def run(
+        self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+    ) -> list[Synthesis]:
+        made = pipeline.edit(
             reference,
             self.task,
             new_text=self.new_text,
@@ -121,14 +148,24 @@ class EditRequest(Request):
             progress=job.report,
             should_stop=job.should_stop,
         )
+        return [made]
 
 
 @dataclass(frozen=True, eq=False)
 class CloneResult:
-    """What came of a request, an edit too: the synthesis with the request's timings, and the sound as a WAV file."""
+    """What came of a request, an edit too: the synthesis with the request's timings, and the sound as a WAV file.
+
+    further: of a request for several takes, the second take and those after it.
+    """
 
     synthesis: Synthesis
     wav: bytes
+    further: tuple[CloneResult, ...] = ()
+
+    @property
+    def takes(self) -> tuple[CloneResult, ...]:
+        """All takes in the order of their seeds; where one was asked for, this one."""
+        return (self, *self.further)
 
 
 class Service:
@@ -142,12 +179,15 @@ class Service:
         self.settings = settings
         # One worker: one request has the whole machine, and one stream at a time holds the keys and values of its
         # prompt (at full size 65 MB a second of reference; see VocoderStream).
-        self.queue = JobQueue(limit=settings.queue_limit)
+        self.queue = JobQueue(limit=settings.queue_limit, client_limit=settings.client_limit)
+        self.metrics = Metrics()
         self.voices = VoiceFolder.of(settings)
         self.tickets = Tickets()
+        self.runs = RunHistory()
         self._load = load
         self._engine: Engine | None = None
         self._failure: StepAudioError | None = None
+        self._presets = PresetFolder(None)
         self._decided = threading.Event()
         self._stopping = False
         self._loader = threading.Thread(target=self._load_engine, name="stepaudio-load", daemon=True)
@@ -176,6 +216,11 @@ class Service:
         return self._engine
 
     @property
+    def presets(self) -> PresetFolder:
+        """The voices that came with the weights; none before the engine is loaded."""
+        return self._presets
+
+    @property
     def transcriber(self) -> Transcriber:
         """What writes down the words of a sound; it says why where it cannot, also while the models are loaded."""
         if self._engine is not None:
@@ -195,19 +240,19 @@ class Service:
         """Queue an edit. Raises Busy when too many jobs wait already."""
         return self._submit(request)
 
-    def save_voice(self, draft: VoiceDraft) -> Job[Voice]:
+    def save_voice(self, draft: VoiceDraft, client: str = "") -> Job[Voice]:
         """Queue the saving of a voice, and its encoding, so that its first request hits the cache. Raises Busy.
 
         An exported voice is imported by saving what voices.read_export makes of it.
         """
-        return self._queue_up(SAVE_VOICE, lambda job: self._save(draft, job))
+        return self._queue_up(SAVE_VOICE, lambda job: self._save(draft, job), client)
 
-    def submit_transcription(self, audio: bytes) -> Job[str]:
+    def submit_transcription(self, audio: bytes, client: str = "") -> Job[str]:
         """Queue the writing down of what is said in a sound file. Raises Busy as submit_clone() does.
 
         The job's result is the words, "" where none were heard; WeightsError where nothing can transcribe.
         """
-        return self._queue_up(TRANSCRIBE, lambda job: self._transcribe(audio, job))
+        return self._queue_up(TRANSCRIBE, lambda job: self._transcribe(audio, job), client)
 
     def submit_stream(self, request: CloneRequest, feed: SoundFeed) -> Job[CloneResult]:
         """Queue a clone whose sound goes into ``feed`` while it is being made. Raises Busy as submit_clone() does."""
@@ -235,6 +280,7 @@ class Service:
             self._failure = error
             log.error("The engine could not be loaded: %s", error)
         else:
+            self._presets = PresetFolder(engine.weights.path)
             self._engine = engine
             log.info("Ready after %.1f s: %s", time.perf_counter() - start, engine.summary)
         finally:
@@ -251,9 +297,9 @@ class Service:
         return self._engine
 
     def _submit(self, request: Request) -> Job[CloneResult]:
-        return self._queue_up(request.label, lambda job: self._run(request, job))
+        return self._queue_up(request.label, lambda job: self._run(request, job), request.client)
 
-    def _queue_up(self, label: str, work: Callable[[Job[T]], T]) -> Job[T]:
+    def _queue_up(self, label: str, work: Callable[[Job[T]], T], client: str) -> Job[T]:
         """Queue the work, to be done under its id in the log; an expected error is logged as one sentence."""
 
         def guarded(job: Job[T]) -> T:
@@ -267,7 +313,13 @@ class Service:
                     log.warning("%s refused (%s): %s", label, type(error).__name__, error)
                     raise
 
-        return self.queue.submit(guarded, label=label)
+        try:
+            job = self.queue.submit(guarded, label=label, client=client)
+        except Busy:
+            self.metrics.turned_away(label)
+            raise
+        job.when_over(lambda: self.metrics.ended(label, job.state, job.error))
+        return job
 
     def _run(self, request: Request, job: Job[CloneResult]) -> CloneResult:
         """Run one request and log its block."""
@@ -279,17 +331,22 @@ class Service:
             with timer.stage(DECODE_AUDIO):
                 loaded, transcript = self._reference(request)
             reference = Reference(loaded.waveform, transcript)
-            synthesis = _run_within_memory(request, engine, reference, timer, job)
+            made = _run_within_memory(request, engine, reference, timer, job)
         with timer.stage(POST_PROCESS):
-            wav = encode_wav(synthesis.waveform)
-        synthesis = replace(synthesis, timings=timer.finish(), notices=loaded.notices + synthesis.notices)
+            wavs = [encode_wav(synthesis.waveform) for synthesis in made]
+        timings = timer.finish()
+        made = [replace(one, timings=timings, notices=loaded.notices + one.notices) for one in made]
+        synthesis, *further = made
         waited = (job.started or job.submitted) - job.submitted
         log.info(
             "%s",
-            request_block(synthesis, waited=waited),
-            extra={"facts": request_record(request.label, synthesis, waited=waited)},
+            request_block(synthesis, waited=waited, further=further),
+            extra={"facts": request_record(request.label, synthesis, waited=waited, further=further)},
         )
-        return CloneResult(synthesis, wav)
+        self.runs.add(request.label, synthesis, waited)
+        self.metrics.made(request.label, synthesis, waited)
+        takes = [CloneResult(*take) for take in zip(made, wavs, strict=True)]
+        return replace(takes[0], further=tuple(takes[1:]))
 
     def _reference(self, request: Request) -> tuple[LoadedReference, str]:
         """Return the sound of a request and its transcript, from a saved voice where one is named."""
@@ -321,15 +378,9 @@ class Service:
         return voice
 
 
-def _streaming(pipeline: Pipeline, feed: SoundFeed | None) -> Callable[..., Synthesis]:
-    """Return what takes the arguments of clone() and gives its result, and the sound to the feed meanwhile."""
-    hear = feed.put if feed is not None else lambda piece: None
-    return lambda *given, **named: pipeline.stream(*given, **named).into(hear)
-
-
 def _run_within_memory(
     request: Request, engine: Engine, reference: Reference, timer: StageTimer, job: Job[CloneResult]
-) -> Synthesis:
+) -> list[Synthesis]:
     """Return what the pipeline makes of a request; where memory ends, it is tried once more, with less.
 
     Raises OutOfMemory when that does not suffice either. Everything is raised outside of the handlers, because an

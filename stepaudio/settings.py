@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     max_voices: int = Field(200, ge=1, description="how many voices may be saved")
     voices_megabytes: int = Field(1024, ge=1, description="upper bound of all saved voices together")
 
+    require_consent: bool = Field(
+        False, description="a new voice is taken only with the tick that its speaker agreed to it"
+    )
+
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(7860, ge=0, le=65535, description="port of the page and of the health checks")
     login: str = Field(
@@ -54,6 +58,17 @@ class Settings(BaseSettings):
     queue_limit: int = Field(
         16, ge=1, le=32, description="jobs that may wait (each holds a thread); the next one is told to try later"
     )
+
+    client_limit: int = Field(8, ge=1, description="jobs of one client of the API that may wait or run at a time")
+    api_keys: str = Field(
+        "", repr=False, description="keys, separated by commas, one of which a program must send; empty: none is needed"
+    )
+    api_keys_file: str = Field("", description="file with such keys, one a line")
+    request_seconds: float = Field(
+        600.0, gt=0, description="longest time that a request of the API may take, waiting in the line included"
+    )
+    max_batch_lines: int = Field(1000, ge=1, description="longest list of texts of one batch over the API")
+    batches_megabytes: int = Field(2048, ge=1, description="upper bound of the sounds of all batches that are kept")
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the networks run")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -79,9 +94,15 @@ class Settings(BaseSettings):
     min_reference_seconds: float = Field(0.5, gt=0, description="shortest reference")
     max_reference_seconds: float = Field(30.0, gt=0, description="what is kept of a longer reference")
     long_reference: Literal["cut", "refuse"] = Field("cut", description="what happens to a longer reference")
-    max_text_characters: int = Field(1000, ge=1, description="longest text to speak in one request")
+    max_text_characters: int = Field(5000, ge=1, description="longest text to speak in one request")
     max_transcript_characters: int = Field(1000, ge=1, description="longest transcript of a reference")
-    max_output_seconds: float = Field(60.0, gt=0, description="longest sound of one request")
+    max_output_seconds: float = Field(300.0, gt=0, description="longest sound of one request")
+    passage_seconds: float = Field(
+        15.0, ge=1, description="a text that takes longer to speak is split into passages where sentences end"
+    )
+    decode_rows: int = Field(
+        16, ge=1, le=64, description="passages, takes and texts that the language model decodes side by side"
+    )
 
     temperature: float = Field(0.7, ge=0, le=2, description="default sampling temperature; 0: greedy")
     top_k: int = Field(50, ge=0, description="default number of candidates per step; 0: all")

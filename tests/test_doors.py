@@ -37,7 +37,7 @@ def guarded(monkeypatch) -> TestClient:
     monkeypatch.setattr(doors, "WRONG_SECONDS", 0.01)
     login = Login.parse("ada:p:ä")
     assert login is not None
-    return TestClient(Login(APP, login, "/voice"))
+    return TestClient(Login(APP, login, root_path="/voice"))
 
 
 # The login.
@@ -95,6 +95,15 @@ def test_no_login_asks_nobody():
 
 def test_the_password_stands_in_no_description_of_the_settings():
     assert "secret" not in repr(Settings(login="ada:secret"))
+
+
+def test_a_key_of_the_api_is_left_to_its_own_check_where_there_are_keys(guarded):
+    headers = {"authorization": "Bearer a-key"}
+    assert guarded.get("/v1/models", headers=headers).status_code == 401
+    keyed = TestClient(Login(APP, (b"ada", b"p"), keyed=True))
+    assert keyed.get("/v1/models", headers=headers).status_code == 200
+    assert keyed.get("/v1/models").status_code == 401
+    assert keyed.get("/", headers=headers).status_code == 401
 
 
 # The folder.

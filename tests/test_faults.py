@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from stepaudio.errors import OutOfMemory, StepAudioError
 from tests.fault_kit import VOICES, put_down, request, run_child, serving, speak
 
+pytestmark = pytest.mark.faults
 proof = pytest.mark.proof
 STAGES = ["Get engine", "Decode audio", "FunASR", "Cache write", "LLM", "Flow", "Vocoder", "Post-process"]
 
@@ -299,7 +300,7 @@ def test_memory_ends_in_each_part(tiny_weights, tmp_path, undisturbed, monkeypat
     tried = []
     with serving(tiny_weights, tmp_path / "cache") as service:
         pipeline = service.engine.pipeline
-        for owner, name in ((pipeline._encoder, "encode"), (pipeline._lm, "generate"), (pipeline._vocoder, "sound")):
+        for owner, name in ((pipeline._encoder, "encode"), (pipeline._lm, "_generate"), (pipeline._vocoder, "sound")):
             for failures in (1, 99):
                 left = [failures]
                 real = getattr(owner, name)

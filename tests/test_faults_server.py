@@ -18,7 +18,7 @@ from tests.conftest import voice
 from tests.fault_kit import VOICES, post, put_down, resident_megabytes
 from tests.server import Server
 
-pytestmark = pytest.mark.proof
+pytestmark = [pytest.mark.proof, pytest.mark.faults]
 
 UPLOADS = int(os.environ.get("PROOF_UPLOADS", "1000"))
 SLOW_CLIENTS = 40

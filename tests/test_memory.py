@@ -186,14 +186,14 @@ def test_a_clone_without_memory_is_tried_once_more_in_pieces(service, sound, mon
 
 
 def test_an_edit_without_memory_is_tried_once_more(service, sound, monkeypatch):
-    model = Short(monkeypatch, service.engine.pipeline._lm, "generate", failures=1)
+    model = Short(monkeypatch, service.engine.pipeline._lm, "_generate", failures=1)
     assert service.submit_edit(edit(sound, task=Task("denoise"))).result(60).wav[:4] == b"RIFF"
     assert model.calls == 2
 
 
 def test_what_never_fits_ends_with_one_sentence_and_the_next_request_works(service, sound, monkeypatch):
     with monkeypatch.context() as patch:
-        model = Short(patch, service.engine.pipeline._lm, "generate", failures=99)
+        model = Short(patch, service.engine.pipeline._lm, "_generate", failures=99)
         with pytest.raises(OutOfMemory, match="not enough memory for this request") as caught:
             service.submit_clone(clone(sound)).result(60)
         assert model.calls == 2
@@ -217,7 +217,7 @@ def test_other_errors_are_not_tried_again(service, sound, monkeypatch):
         calls.append(1)
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setattr(service.engine.pipeline._lm, "generate", generate)
+    monkeypatch.setattr(service.engine.pipeline._lm, "_generate", generate)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         service.submit_clone(clone(sound)).result(60)
     assert len(calls) == 1
