@@ -22,7 +22,8 @@ from stepaudio.encoder.speaker import SpeakerEncoder
 from stepaudio.features import MelConfig
 from stepaudio.llm.generate import SpeechLM
 from stepaudio.llm.loading import load_step1
-from stepaudio.pipeline import Limits, Pipeline
+from stepaudio.orders import Limits
+from stepaudio.pipeline import Pipeline
 from stepaudio.prompts import PromptBuilder, SpeechTokenizer, layout_of
 from stepaudio.settings import Settings
 from stepaudio.verbalise import verbaliser
@@ -88,7 +89,13 @@ def load_engine(weights: WeightsFolder, settings: Settings, runtime: Runtime) ->
         prompts=prompts,
         lm=lm,
         vocoder=vocoder,
-        limits=Limits(settings.max_text_characters, settings.max_transcript_characters, longest),
+        limits=Limits(
+            settings.max_text_characters,
+            settings.max_transcript_characters,
+            longest,
+            settings.passage_seconds,
+            settings.decode_rows,
+        ),
         verbalise=verbaliser(weights.card.verbalise),
         synchronize=runtime.synchronize,
     )

@@ -6,32 +6,32 @@ reference and a task become the same words spoken otherwise (edit).
     transcript, text or task, codes --> PromptBuilder --> ids --> SpeechLM --> speech tokens
     speech tokens, codes, mel, speaker embedding --> Vocoder: flow --> mel --> HiFT --> 24 kHz sound
 
-clone() takes one step after the other, stream() the last two at the same time.
+clone() takes one step after the other, stream() the last two at the same time. A long text is spoken in passages:
+clone() decodes them side by side, as takes() and clone_many() do with theirs, and joins their sound.
 Read this file first; each part has a package of its own. Nothing here knows of files, pages or queues.
 """
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from stepaudio import tasks
-from stepaudio import text as texts
 from stepaudio.cache import CacheOutcome, EncodingCache
 from stepaudio.encoder.reference import ReferenceEncoder
 from stepaudio.errors import GenerationError, InvalidInput
-from stepaudio.llm.generate import Generation, SpeechLM
+from stepaudio.llm.generate import SpeechLM
+from stepaudio.orders import MAX_SEED, Limits, Order, Passage, most_tokens, seed_of
 from stepaudio.prompts import PromptBuilder
-from stepaudio.speech_stream import OnNumbers, ShouldStop, SpeechStream
+from stepaudio.speaking import Progress, Speaker
+from stepaudio.speech_stream import ShouldStop, SpeechStream
+from stepaudio.text import clean, passages, seconds_cap
 from stepaudio.timing import StageTimer, critical_path
-from stepaudio.tokens import GROUP, GROUP_SECONDS, interleave
+from stepaudio.tokens import GROUP, interleave
 from stepaudio.types import (
     EncodedReference,
     EncodingTimes,
@@ -46,38 +46,13 @@ from stepaudio.types import (
 from stepaudio.verbalise import Verbalise
 from stepaudio.vocoder.vocoder import Vocoder
 
-Progress = Callable[[str, float], None]
-
-FUNASR, LLM, FLOW, VOCODER = "FunASR", "LLM", "Flow", "Vocoder"
-MAX_SEED = 2**32 - 1
+FUNASR = "FunASR"
 MAX_PASSES = 5
+MAX_TAKES = 16
 # What a pass must give at least, so that the next one can encode it.
 MIN_PASS_SECONDS = 0.5
 WARM_SECONDS = 3.0
 WARM_RATE = 24_000
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much text and sound one request may bring and take; the fields are those of Settings."""
-
-    max_text_characters: int = 1000
-    max_transcript_characters: int = 1000
-    max_output_seconds: float = 60.0
-
-
-@dataclass(frozen=True, eq=False)
-class _Order:
-    """A request made ready: what the language model reads and may draw, the words that it is to speak, whose voice."""
-
-    ids: list[int]
-    prompt: SpeechTokens
-    encoding: ReferenceEncoding
-    times: EncodingTimes
-    words: str
-    sampling: SamplingParams
-    seed: int
-    max_tokens: int
 
 
 class Pipeline:
@@ -100,6 +75,7 @@ class Pipeline:
         self._prompts = prompts
         self._lm = lm
         self._vocoder = vocoder
+        self._speaker = Speaker(lm, vocoder, rows=limits.decode_rows)
         self.limits = limits
         self._verbalise = verbalise
         self._synchronize = synchronize
@@ -124,13 +100,65 @@ class Pipeline:
         """Return ``text`` spoken in the voice of ``reference``.
 
         max_seconds bounds the sound; whatever it says, the limits and a generous cap from the text's length hold
-        too. ``timer`` lets a caller time this as part of something larger; ``progress`` receives (stage, 0..1).
-        Raises InvalidInput for what the user can mend, GenerationError when no sound came out, Cancelled once
-        ``should_stop`` returns True.
+        too. A text longer than one passage (see Limits) is split where sentences end; the passages are decoded side
+        by side and joined with pauses, equally loud. ``timer`` lets a caller time this as part of something larger;
+        ``progress`` receives (stage, 0..1). Raises InvalidInput for what the user can mend, GenerationError when no
+        sound came out, Cancelled once ``should_stop`` returns True.
         """
         timer = timer or self.timer()
-        order = self._prepare(reference, text, sampling, max_seconds, timer, progress)
-        return self._carry_out(order, flow_steps, timer, progress, should_stop)
+        (order,) = self._prepare(reference, [text], sampling, max_seconds, timer, progress)
+        (made,) = self._speaker.carry_out([order], flow_steps, timer, progress, should_stop)
+        return made
+
+    @torch.inference_mode()
+    def takes(
+        self,
+        reference: Reference,
+        text: str,
+        count: int,
+        sampling: SamplingParams = SamplingParams(),  # noqa: B008 - frozen, so shared safely
+        *,
+        flow_steps: int = 10,
+        max_seconds: float | None = None,
+        timer: StageTimer | None = None,
+        progress: Progress = lambda stage, fraction: None,
+        should_stop: ShouldStop = lambda: False,
+    ) -> list[Synthesis]:
+        """Return ``count`` takes of a clone, whose prompt is read once and which are decoded side by side.
+
+        The first has the seed of ``sampling`` (or a drawn one), each further one the next number: clone() with the
+        seed of a take gives the same, but for rounding (see SpeechLM.generate_many). The timings of each are those of
+        all. Otherwise as clone().
+        """
+        if not 1 <= count <= MAX_TAKES:
+            raise InvalidInput(f"The number of takes is {count}; it must lie between 1 and {MAX_TAKES}.")
+        timer = timer or self.timer()
+        (order,) = self._prepare(reference, [text], sampling, max_seconds, timer, progress)
+        orders = [replace(order, seed=(order.seed + number) % (MAX_SEED + 1)) for number in range(count)]
+        return self._speaker.carry_out(orders, flow_steps, timer, progress, should_stop)
+
+    @torch.inference_mode()
+    def clone_many(
+        self,
+        reference: Reference,
+        texts: Sequence[str],
+        sampling: SamplingParams = SamplingParams(),  # noqa: B008 - frozen, so shared safely
+        *,
+        flow_steps: int = 10,
+        max_seconds: float | None = None,
+        timer: StageTimer | None = None,
+        progress: Progress = lambda stage, fraction: None,
+        should_stop: ShouldStop = lambda: False,
+    ) -> list[Synthesis]:
+        """Return each of the texts spoken in the voice of ``reference``, decoded side by side.
+
+        Limits and arguments are those of clone(), for each text; one seed serves all, so that each result is what
+        clone() gives with it, but for rounding (see SpeechLM.generate_many). The timings of each are those of all.
+        What is wrong with one text is raised before anything runs.
+        """
+        timer = timer or self.timer()
+        orders = self._prepare(reference, texts, sampling, max_seconds, timer, progress)
+        return self._speaker.carry_out(orders, flow_steps, timer, progress, should_stop)
 
     @torch.inference_mode()
     def edit(
@@ -163,24 +191,29 @@ class Pipeline:
         if not 1 <= passes <= MAX_PASSES:
             raise InvalidInput(f"The number of passes is {passes}; it must lie between 1 and {MAX_PASSES}.")
         target = self._new_text(spec, new_text)
-        spoken = self._verbalise(target) if target is not None else None
+        told = self._verbalise(target) if target is not None else None
         transcript = self._transcript(reference) if spec.needs_transcript or reference.text.strip() else ""
-        sampling = replace(sampling, seed=_seed(sampling))
+        sampling = replace(sampling, seed=seed_of(sampling))
         done: list[Synthesis] = []
         sound = reference.waveform
         for number in range(1, passes + 1):
             with timer.stage(f"Pass {number}") if passes > 1 else nullcontext():
-                order = self._order(
-                    sound,
-                    partial(self._prompts.edit, task, self._verbalise(transcript), target=spoken),
-                    target or transcript,
-                    spec.stretch * sound.seconds + texts.seconds_cap(spoken or ""),
+                prompt, encoding, times = self._listen(sound, timer, progress)
+                ids = self._prompts.edit(task, self._verbalise(transcript), prompt, target=told)
+                longest = spec.stretch * sound.seconds + seconds_cap(told or "")
+                most = most_tokens(longest, self.limits, sampling, max_seconds)
+                words, seed = target or transcript, seed_of(sampling)
+                order = Order(
+                    (Passage(ids, self._prompts.shared(ids), most),),
+                    prompt,
+                    encoding,
+                    times,
+                    words,
                     sampling,
-                    max_seconds,
-                    timer,
-                    progress,
+                    seed,
+                    most,
                 )
-                made = self._carry_out(order, flow_steps, timer, progress, should_stop)
+                (made,) = self._speaker.carry_out([order], flow_steps, timer, progress, should_stop)
             done.append(made)
             sound, transcript = made.waveform, made.transcript
             if number < passes and sound.seconds < MIN_PASS_SECONDS:
@@ -212,30 +245,9 @@ class Pipeline:
         is wrong with it or with the texts is raised here, everything else where the pieces are asked for.
         """
         timer = timer or self.timer()
-        order = self._prepare(reference, text, sampling, max_seconds, timer, progress)
+        (order,) = self._prepare(reference, [text], sampling, max_seconds, timer, progress)
 
-        def conclude(stream: SpeechStream, generation: Generation) -> Synthesis:
-            _add_side_by_side(timer, stream, generation, flow_steps)
-            progress(VOCODER, 1.0)
-            first_sound = timer.seconds_at(stream.first_sound_at)
-            return replace(_synthesis(order, generation, stream.waveform, timer), first_sound=first_sound)
-
-        progress(LLM, 0.0)
-        encoding = order.encoding
-        voice = self._vocoder.stream(
-            order.prompt,
-            encoding.mel,
-            encoding.speaker,
-            seed=order.seed,
-            steps=flow_steps,
-            should_stop=should_stop,
-        )
-        return SpeechStream(
-            lambda hear, closed: self._write(order, progress, lambda: closed() or should_stop(), hear),
-            voice,
-            self._vocoder.sample_rate,
-            conclude,
-        )
+        return self._speaker.stream(order, flow_steps, timer, progress, should_stop)
 
     def warm(self) -> None:
         """Run every part once on synthetic sound, so that the first request is as fast as the next."""
@@ -256,12 +268,12 @@ class Pipeline:
 
     def _transcript(self, reference: Reference) -> str:
         limit = self.limits.max_transcript_characters
-        return texts.clean(reference.text, what="The transcript of the reference", limit=limit)
+        return clean(reference.text, what="The transcript of the reference", limit=limit)
 
     def _new_text(self, spec: tasks.TaskSpec, text: str | None) -> str | None:
         """Return the new text of an edit, or None where the task takes none."""
         if spec.needs_target:
-            return texts.clean(text or "", what="The new text", limit=self.limits.max_text_characters)
+            return clean(text or "", what="The new text", limit=self.limits.max_text_characters)
         if text is not None:
             raise InvalidInput(f"The task {spec.name!r} takes no new text, but one was given.")
         return None
@@ -269,75 +281,44 @@ class Pipeline:
     def _prepare(
         self,
         reference: Reference,
-        text: str,
+        texts: Sequence[str],
         sampling: SamplingParams,
         max_seconds: float | None,
         timer: StageTimer,
         progress: Progress,
-    ) -> _Order:
-        """Return a clone made ready: texts checked, seed drawn, reference encoded."""
-        words = texts.clean(text, what="The text", limit=self.limits.max_text_characters)
-        spoken, transcript = self._verbalise(words), self._verbalise(self._transcript(reference))
-        return self._order(
-            reference.waveform,
-            lambda prompt: self._prompts.clone(transcript, prompt, spoken, reference.waveform),
-            words,
-            texts.seconds_cap(spoken),
-            sampling,
-            max_seconds,
-            timer,
-            progress,
-        )
+    ) -> list[Order]:
+        """Return a clone of each text made ready: texts checked, seed drawn, reference encoded."""
+        limit = self.limits.max_text_characters
+        all_words = [clean(text, what="The text", limit=limit) for text in texts]
+        transcript = self._verbalise(self._transcript(reference))
+        seed = seed_of(sampling)
+        prompt, encoding, times = self._listen(reference.waveform, timer, progress)
 
-    def _order(
-        self,
-        waveform: Waveform,
-        write_prompt: Callable[[SpeechTokens], list[int]],
-        words: str,
-        longest: float,
-        sampling: SamplingParams,
-        max_seconds: float | None,
-        timer: StageTimer,
-        progress: Progress,
-    ) -> _Order:
-        """Return a request made ready: the codes of ``waveform``, and the prompt that ``write_prompt`` makes of them.
+        def order(words: str) -> Order:
+            parts: list[Passage] = []
+            longest = silence = 0.0
+            for part in passages(words, self.limits.passage_seconds):
+                told = self._verbalise(part.text)
+                ids = self._prompts.clone(transcript, prompt, told, reference.waveform)
+                most = most_tokens(seconds_cap(told), self.limits, sampling, max_seconds)
+                parts.append(Passage(ids, self._prompts.shared(ids), most, part.pause))
+                longest += seconds_cap(told)
+                silence += part.pause
+            most = most_tokens(longest, self.limits, sampling, max_seconds, silence=silence)
+            return Order(tuple(parts), prompt, encoding, times, words, sampling, seed, most)
 
-        words: what will be spoken. longest: the most seconds that this may take.
-        """
-        seed = _seed(sampling)
+        return [order(words) for words in all_words]
+
+    def _listen(
+        self, waveform: Waveform, timer: StageTimer, progress: Progress
+    ) -> tuple[SpeechTokens, ReferenceEncoding, EncodingTimes]:
+        """Return the codes of a reference as tokens, and its encoding with how it was come by."""
         progress(FUNASR, 0.0)
         encoding, times = self._encode(waveform, timer)
         prompt = interleave(encoding.linguistic, encoding.semantic)
         if prompt.groups == 0:
             raise InvalidInput("The reference is too short: it gives no speech codes.")
-        most = self._max_tokens(longest, sampling, max_seconds)
-        return _Order(write_prompt(prompt), prompt, encoding, times, words, sampling, seed, most)
-
-    def _carry_out(
-        self, order: _Order, flow_steps: int, timer: StageTimer, progress: Progress, should_stop: ShouldStop
-    ) -> Synthesis:
-        """Return what the language model and the vocoder make of an order, one after the other."""
-        progress(LLM, 0.0)
-        with timer.stage(LLM) as stage:
-            generation = self._write(order, progress, should_stop)
-            stage.note = _speed(generation, generation.decode_seconds)
-        waveform = self._speak(order, generation.tokens, flow_steps, timer, progress, should_stop)
-        return _synthesis(order, generation, waveform, timer)
-
-    def _write(
-        self, order: _Order, progress: Progress, should_stop: ShouldStop, on_numbers: OnNumbers | None = None
-    ) -> Generation:
-        """Return what the language model answers to the prompt."""
-        return self._lm.generate(
-            order.ids,
-            order.sampling,
-            seed=order.seed,
-            max_tokens=order.max_tokens,
-            shared=self._prompts.shared(order.ids),
-            progress=lambda done, most: progress(LLM, done / most),
-            should_stop=should_stop,
-            on_numbers=on_numbers,
-        )
+        return prompt, encoding, times
 
     def _encode(self, waveform: Waveform, timer: StageTimer) -> tuple[ReferenceEncoding, EncodingTimes]:
         """Return the encoding from the cache or, on a miss, from the encoder; times it as the stage FunASR."""
@@ -354,51 +335,6 @@ class Pipeline:
             merge=outcome.merge_seconds,
         )
 
-    def _max_tokens(self, longest: float, sampling: SamplingParams, max_seconds: float | None) -> int:
-        """Return the cap of new ids: the least of what task, limits and request allow, in whole groups."""
-        seconds = min(longest, self.limits.max_output_seconds, max_seconds or float("inf"))
-        groups = max(int(seconds / GROUP_SECONDS + 1e-6), 1)
-        if sampling.max_tokens is not None:
-            groups = min(groups, max(sampling.max_tokens // GROUP, 1))
-        return groups * GROUP
-
-    def _speak(
-        self,
-        order: _Order,
-        tokens: SpeechTokens,
-        flow_steps: int,
-        timer: StageTimer,
-        progress: Progress,
-        should_stop: ShouldStop,
-    ) -> Waveform:
-        """Return the sound of the tokens in the voice of the order."""
-        progress(FLOW, 0.0)
-        with timer.stage(FLOW) as stage:
-            mel = self._vocoder.flow(
-                tokens,
-                order.prompt,
-                order.encoding.mel,
-                order.encoding.speaker,
-                seed=order.seed,
-                steps=flow_steps,
-                progress=lambda fraction: progress(FLOW, fraction),
-                should_stop=should_stop,
-            )
-            stage.note = _steps(flow_steps)
-        progress(VOCODER, 0.0)
-        with timer.stage(VOCODER):
-            waveform = self._vocoder.sound(mel, seed=order.seed)
-        progress(VOCODER, 1.0)
-        return waveform
-
-
-def _seed(sampling: SamplingParams) -> int:
-    """Return the seed to use: the one given, or one that is drawn. Raises InvalidInput outside its range."""
-    seed = sampling.seed if sampling.seed is not None else secrets.randbelow(MAX_SEED + 1)
-    if not 0 <= seed <= MAX_SEED:
-        raise InvalidInput(f"The seed is {seed}; it must lie between 0 and {MAX_SEED}.")
-    return seed
-
 
 def _add_parts(timer: StageTimer, outcome: CacheOutcome, encoded: EncodedReference) -> None:
     """Record the parts of a fresh encoding, which ran side by side, and the write into the cache."""
@@ -406,41 +342,3 @@ def _add_parts(timer: StageTimer, outcome: CacheOutcome, encoded: EncodedReferen
     for stage in critical_path(encoded.parts, start):
         timer.add(stage.name, stage.seconds, busy=stage.busy)
     timer.add("Cache write", outcome.write_seconds)
-
-
-def _add_side_by_side(timer: StageTimer, stream: SpeechStream, generation: Generation, flow_steps: int) -> None:
-    """Record language model, flow and vocoder of a stream, which ran side by side.
-
-    While the model works, it is what all wait for; the rest of the time is flow's and vocoder's, in proportion to
-    what each worked. So the three never sum to more than the time that passed.
-    """
-    decoding = generation.decode_seconds - stream.blocked_seconds
-    writing = generation.prefill_seconds + decoding
-    flow, sound = stream.voice.flow_seconds, stream.voice.sound_seconds
-    rest = max(time.perf_counter() - stream.started - writing, 0.0)
-    share = min(rest / max(flow + sound, 1e-9), 1.0)
-    timer.add(LLM, writing, busy=writing, note=_speed(generation, decoding))
-    timer.add(FLOW, share * flow, busy=flow, note=_steps(flow_steps))
-    timer.add(VOCODER, share * sound, busy=sound)
-
-
-def _speed(generation: Generation, decode_seconds: float) -> str:
-    speed = generation.new_ids / max(decode_seconds, 1e-9)
-    return f"prefill {generation.prefill_seconds:.3f}s, {generation.new_ids} tokens, {speed:.1f} tokens/s"
-
-
-def _steps(flow_steps: int) -> str:
-    return f"{flow_steps} steps"
-
-
-def _synthesis(order: _Order, generation: Generation, waveform: Waveform, timer: StageTimer) -> Synthesis:
-    return Synthesis(
-        waveform=waveform,
-        tokens=generation.tokens,
-        prompt_ids=tuple(order.ids),
-        timings=timer.finish(),
-        encoding=order.times,
-        seed=order.seed,
-        stopped=generation.stopped,
-        transcript=order.words,
-    )

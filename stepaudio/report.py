@@ -5,6 +5,7 @@ The lines carry no prefix; log.py puts time, level and request id in front of ea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from stepaudio.types import EncodingTimes, Stage, Synthesis
@@ -30,20 +31,21 @@ def cache_lines(encoding: EncodingTimes) -> list[str]:
     ]
 
 
-def request_block(synthesis: Synthesis, *, waited: float = 0.0) -> str:
+def request_block(synthesis: Synthesis, *, waited: float = 0.0, further: Sequence[Synthesis] = ()) -> str:
     """Return the block of a finished request: at most 20 lines, joined by newlines.
 
-    ``waited`` is the time in the queue, in seconds; it is told, but is no part of the total. Where an edit of several
-    passes would take more lines, the stages within stages are left out; JSON has them all.
+    ``further``: takes that were made in the same request and the same time. ``waited`` is the time in the queue, in
+    seconds; it is told, but is no part of the total. Where an edit of several passes would take more lines, the
+    stages within stages are left out; JSON has them all.
     """
     for depth in (2, 1, 0):
-        lines = _lines(synthesis, waited, depth)
+        lines = _lines(synthesis, waited, further, depth)
         if len(lines) <= MOST_LINES:
             break
     return "\n".join(lines)
 
 
-def _lines(synthesis: Synthesis, waited: float, depth: int) -> list[str]:
+def _lines(synthesis: Synthesis, waited: float, further: Sequence[Synthesis], depth: int) -> list[str]:
     """Return the lines of the block with stages down to this depth below the first ones' children."""
     total = synthesis.timings.total
     lines = [*cache_lines(synthesis.encoding), f"⏱️ Total time: {total:.3f}s"]
@@ -55,11 +57,18 @@ def _lines(synthesis: Synthesis, waited: float, depth: int) -> list[str]:
             lines.extend(_child_lines(child, depth))
     wait = f", waited {waited:.3f}s in the queue" if waited >= 0.0005 else ""
     first = f"first sound {synthesis.first_sound:.3f}s, " if synthesis.first_sound is not None else ""
+    seconds = _seconds(synthesis, further)
+    takes = f" in {1 + len(further)} takes" if further else ""
     lines.append(
-        f"   audio {synthesis.waveform.seconds:.2f}s, RTF {synthesis.rtf:.3f}, {first}seed {synthesis.seed}, "
+        f"   audio {seconds:.2f}s{takes}, RTF {total / seconds:.3f}, {first}seed {synthesis.seed}, "
         f"stopped: {synthesis.stopped}{wait}"
     )
     return lines
+
+
+def _seconds(synthesis: Synthesis, further: Sequence[Synthesis]) -> float:
+    """Return how much sound a request made in all."""
+    return synthesis.waveform.seconds + sum(take.waveform.seconds for take in further)
 
 
 def _child_lines(stage: Stage, depth: int, indent: int = 7) -> list[str]:
@@ -72,10 +81,13 @@ def _child_lines(stage: Stage, depth: int, indent: int = 7) -> list[str]:
     return lines
 
 
-def request_record(task: str, synthesis: Synthesis, *, waited: float = 0.0) -> dict[str, Any]:
+def request_record(
+    task: str, synthesis: Synthesis, *, waited: float = 0.0, further: Sequence[Synthesis] = ()
+) -> dict[str, Any]:
     """Return the same facts as a JSON-ready object (STEPAUDIO_LOG_FORMAT=json)."""
     encoding = synthesis.encoding
     first = synthesis.first_sound
+    seconds = _seconds(synthesis, further)
     return {
         "event": "request",
         "task": task,
@@ -89,8 +101,9 @@ def request_record(task: str, synthesis: Synthesis, *, waited: float = 0.0) -> d
         "total_seconds": round(synthesis.timings.total, 6),
         "queue_seconds": round(waited, 6),
         "stages": [_stage_record(stage) for stage in synthesis.timings.stages],
-        "audio_seconds": round(synthesis.waveform.seconds, 3),
-        "rtf": round(synthesis.rtf, 4),
+        "audio_seconds": round(seconds, 3),
+        "rtf": round(synthesis.timings.total / seconds, 4),
+        **({"takes": 1 + len(further)} if further else {}),
         **({"first_sound_seconds": round(first, 6)} if first is not None else {}),
         "seed": synthesis.seed,
         "stopped": synthesis.stopped,

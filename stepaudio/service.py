@@ -16,14 +16,16 @@ from typing import Any, ClassVar, Literal, TypeVar
 from stepaudio.asr import Transcriber, absent
 from stepaudio.audiofile import Limits as FileLimits
 from stepaudio.audiofile import LoadedReference, encode_wav, load_reference
-from stepaudio.errors import Busy, Cancelled, StepAudioError
+from stepaudio.errors import Busy, Cancelled, InvalidInput, StepAudioError
 from stepaudio.feed import SoundFeed, Tickets
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
 from stepaudio.metrics import Metrics
 from stepaudio.pipeline import Pipeline
+from stepaudio.presets import PresetFolder
 from stepaudio.queue import Job, JobQueue
 from stepaudio.report import GET_ENGINE, POST_PROCESS, cache_lines, request_block, request_record
+from stepaudio.runs import RunHistory
 from stepaudio.settings import Settings
 from stepaudio.timing import StageTimer
 from stepaudio.types import Reference, SamplingParams, Synthesis, Task
@@ -58,31 +60,42 @@ class Request(ABC):
     client: str = ""
 
     @abstractmethod
-    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        """Return what the pipeline makes of it."""
+    def run(
+        self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+    ) -> list[Synthesis]:
+        """Return what the pipeline makes of it: one synthesis, or one for each take."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CloneRequest(Request):
-    """A text to be spoken in the voice of the sound. feed: where the sound goes while it is being made, if anywhere."""
+    """A text to be spoken in the voice of the sound, once or in several takes (see Pipeline.takes).
+
+    feed: where the sound goes while it is being made, if anywhere; then there is one take.
+    """
 
     label = CLONE
 
     text: str
     feed: SoundFeed | None = None
+    takes: int = 1
 
-    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        make = pipeline.clone if self.feed is None else _streaming(pipeline, self.feed, timer)
-        return make(
-            reference,
-            self.text,
-            self.sampling,
-            flow_steps=self.flow_steps,
-            max_seconds=self.max_seconds,
-            timer=timer,
-            progress=job.report,
-            should_stop=job.should_stop,
-        )
+    def run(
+        self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+    ) -> list[Synthesis]:
+        options: dict[str, Any] = {
+            "flow_steps": self.flow_steps,
+            "max_seconds": self.max_seconds,
+            "timer": timer,
+            "progress": job.report,
+            "should_stop": job.should_stop,
+        }
+        if self.feed is None:
+            return pipeline.takes(reference, self.text, self.takes, self.sampling, **options)
+        if self.takes != 1:
+            raise InvalidInput("Several takes cannot be played while they are being made; ask for one, or for files.")
+        stream = pipeline.stream(reference, self.text, self.sampling, **options)
+        self.feed.begin(timer.so_far())
+        return [stream.into(self.feed.put)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -95,8 +108,10 @@ class EditRequest(Request):
     new_text: str | None = None
     passes: int = 1
 
-    def run(self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]) -> Synthesis:
-        return pipeline.edit(
+    def run(
+        self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+    ) -> list[Synthesis]:
+        made = pipeline.edit(
             reference,
             self.task,
             new_text=self.new_text,
@@ -108,14 +123,24 @@ class EditRequest(Request):
             progress=job.report,
             should_stop=job.should_stop,
         )
+        return [made]
 
 
 @dataclass(frozen=True, eq=False)
 class CloneResult:
-    """What came of a request, an edit too: the synthesis with the request's timings, and the sound as a WAV file."""
+    """What came of a request, an edit too: the synthesis with the request's timings, and the sound as a WAV file.
+
+    further: of a request for several takes, the second take and those after it.
+    """
 
     synthesis: Synthesis
     wav: bytes
+    further: tuple[CloneResult, ...] = ()
+
+    @property
+    def takes(self) -> tuple[CloneResult, ...]:
+        """All takes in the order of their seeds; where one was asked for, this one."""
+        return (self, *self.further)
 
 
 class Service:
@@ -133,9 +158,11 @@ class Service:
         self.metrics = Metrics()
         self.voices = VoiceFolder.of(settings)
         self.tickets = Tickets()
+        self.runs = RunHistory()
         self._load = load
         self._engine: Engine | None = None
         self._failure: StepAudioError | None = None
+        self._presets = PresetFolder(None)
         self._decided = threading.Event()
         self._loader = threading.Thread(target=self._load_engine, name="stepaudio-load", daemon=True)
 
@@ -159,6 +186,11 @@ class Service:
     def engine(self) -> Engine | None:
         """The loaded engine, or None while it is loading or when that failed."""
         return self._engine
+
+    @property
+    def presets(self) -> PresetFolder:
+        """The voices that came with the weights; none before the engine is loaded."""
+        return self._presets
 
     @property
     def transcriber(self) -> Transcriber:
@@ -215,6 +247,7 @@ class Service:
             self._failure = error
             log.error("The engine could not be loaded: %s", error)
         else:
+            self._presets = PresetFolder(engine.weights.path)
             self._engine = engine
             log.info("Ready after %.1f s: %s", time.perf_counter() - start, engine.summary)
         finally:
@@ -265,18 +298,22 @@ class Service:
             with timer.stage(DECODE_AUDIO):
                 loaded, transcript = self._reference(request)
             reference = Reference(loaded.waveform, transcript)
-            synthesis = request.run(engine.pipeline, reference, timer, job)
+            made = request.run(engine.pipeline, reference, timer, job)
         with timer.stage(POST_PROCESS):
-            wav = encode_wav(synthesis.waveform)
-        synthesis = replace(synthesis, timings=timer.finish(), notices=loaded.notices + synthesis.notices)
+            wavs = [encode_wav(synthesis.waveform) for synthesis in made]
+        timings = timer.finish()
+        made = [replace(one, timings=timings, notices=loaded.notices + one.notices) for one in made]
+        synthesis, *further = made
         waited = (job.started or job.submitted) - job.submitted
         log.info(
             "%s",
-            request_block(synthesis, waited=waited),
-            extra={"facts": request_record(request.label, synthesis, waited=waited)},
+            request_block(synthesis, waited=waited, further=further),
+            extra={"facts": request_record(request.label, synthesis, waited=waited, further=further)},
         )
+        self.runs.add(request.label, synthesis, waited)
         self.metrics.made(request.label, synthesis, waited)
-        return CloneResult(synthesis, wav)
+        takes = [CloneResult(*take) for take in zip(made, wavs, strict=True)]
+        return replace(takes[0], further=tuple(takes[1:]))
 
     def _reference(self, request: Request) -> tuple[LoadedReference, str]:
         """Return the sound of a request and its transcript, from a saved voice where one is named."""
@@ -306,14 +343,3 @@ class Service:
         saved = f"Saved the voice {voice.id}, {voice.seconds:.2f} s."
         log.info("%s", "\n".join([*cache_lines(times), *loaded.notices, saved]))
         return voice
-
-
-def _streaming(pipeline: Pipeline, feed: SoundFeed, timer: StageTimer) -> Callable[..., Synthesis]:
-    """Return what takes the arguments of clone() and gives its result, and the sound to the feed meanwhile."""
-
-    def make(*given: Any, **named: Any) -> Synthesis:
-        stream = pipeline.stream(*given, **named)
-        feed.begin(timer.so_far())
-        return stream.into(feed.put)
-
-    return make

@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     max_voices: int = Field(200, ge=1, description="how many voices may be saved")
     voices_megabytes: int = Field(1024, ge=1, description="upper bound of all saved voices together")
 
+    require_consent: bool = Field(
+        False, description="a new voice is taken only with the tick that its speaker agreed to it"
+    )
+
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(7860, ge=0, le=65535, description="port of the page and of the health checks")
     root_path: str = Field("", description="sub-path under which a reverse proxy serves the page, e.g. /voice")
@@ -80,9 +84,15 @@ class Settings(BaseSettings):
     min_reference_seconds: float = Field(0.5, gt=0, description="shortest reference")
     max_reference_seconds: float = Field(30.0, gt=0, description="what is kept of a longer reference")
     long_reference: Literal["cut", "refuse"] = Field("cut", description="what happens to a longer reference")
-    max_text_characters: int = Field(1000, ge=1, description="longest text to speak in one request")
+    max_text_characters: int = Field(5000, ge=1, description="longest text to speak in one request")
     max_transcript_characters: int = Field(1000, ge=1, description="longest transcript of a reference")
-    max_output_seconds: float = Field(60.0, gt=0, description="longest sound of one request")
+    max_output_seconds: float = Field(300.0, gt=0, description="longest sound of one request")
+    passage_seconds: float = Field(
+        15.0, ge=1, description="a text that takes longer to speak is split into passages where sentences end"
+    )
+    decode_rows: int = Field(
+        16, ge=1, le=64, description="passages, takes and texts that the language model decodes side by side"
+    )
 
     temperature: float = Field(0.7, ge=0, le=2, description="default sampling temperature; 0: greedy")
     top_k: int = Field(50, ge=0, description="default number of candidates per step; 0: all")

@@ -17,8 +17,8 @@ from types import TracebackType
 
 import numpy as np
 
-from stepaudio.llm.generate import Generation
-from stepaudio.tokens import GROUP
+from stepaudio.joining import Joiner
+from stepaudio.tokens import GROUP, GROUP_SECONDS
 from stepaudio.types import FloatArray, IntArray, Synthesis, Waveform
 from stepaudio.vocoder.stream import VocoderStream
 
@@ -26,8 +26,6 @@ MOST_AHEAD = 250
 """Numbers that may wait for the vocoder, 6 s of speech: where it is the slower one, it gets the machine."""
 
 ShouldStop = Callable[[], bool]
-OnNumbers = Callable[[IntArray], None]
-Write = Callable[[OnNumbers, ShouldStop], Generation]
 
 
 class SpeechStream(Iterator[Waveform]):
@@ -45,19 +43,21 @@ class SpeechStream(Iterator[Waveform]):
 
     def __init__(
         self,
-        write: Write,
+        write: Callable[[NumberQueue, ShouldStop], None],
         voice: VocoderStream,
         sample_rate: int,
-        conclude: Callable[[SpeechStream, Generation], Synthesis],
+        conclude: Callable[[SpeechStream], Synthesis],
+        joiner: Joiner | None = None,
     ) -> None:
-        """write: runs the language model, given who hears its numbers and when to stop.
+        """write: runs the language model, given where its numbers go and when to stop.
 
-        conclude: makes the result once all pieces are out.
+        conclude: makes the result once all pieces are out. joiner: cuts and pauses where the numbers have marks.
         """
         self._write = write
         self._sample_rate = sample_rate
         self._conclude = conclude
-        self._numbers = _Numbers()
+        self._joiner = joiner
+        self._numbers = NumberQueue()
         self._pieces: list[FloatArray] = []
         self._synthesis: Synthesis | None = None
         self._running = self._run()
@@ -112,28 +112,41 @@ class SpeechStream(Iterator[Waveform]):
             ThreadPoolExecutor(1, thread_name_prefix="stepaudio-lm") as thread,
             closing(self._numbers) as numbers,
         ):
-            writing = thread.submit(self._write, numbers.put, lambda: numbers.closed)
+            writing = thread.submit(self._write, numbers, lambda: numbers.closed)
             writing.add_done_callback(lambda done: numbers.close() if done.exception() else numbers.end())
             # A group at a time, so that no push makes two pieces at once.
             while taken := numbers.take(GROUP):
                 yield from self._ready(voice.push(taken))
-            generation = writing.result()
-            yield from self._ready(voice.finish())
-        self._synthesis = self._conclude(self, generation)
+            writing.result()
+            yield from self._ready(voice.finish(), last=True)
+        self._synthesis = self._conclude(self)
 
-    def _ready(self, samples: FloatArray) -> Iterator[Waveform]:
+    def _ready(self, samples: FloatArray, *, last: bool = False) -> Iterator[Waveform]:
+        if self._joiner is not None:
+            # The vocoder is behind the numbers, so a mark is known before the samples at it come.
+            for numbers, pause in self._numbers.marks():
+                groups = numbers // GROUP
+                self._joiner.join_at(round(groups * GROUP_SECONDS * self._sample_rate), pause)
+            samples = self._joiner.push(samples)
+            if last:
+                samples = np.concatenate((samples, self._joiner.finish()))
         if len(samples):
             self.first_sound_at = self.first_sound_at or time.perf_counter()
             self._pieces.append(samples)
             yield Waveform(samples, self._sample_rate)
 
 
-class _Numbers:
-    """Speech numbers on their way from one thread to another; ``put`` waits while too many are held."""
+class NumberQueue:
+    """Speech numbers on their way from one thread to another; ``put`` waits while too many are held.
+
+    They come in whole groups; a ``mark`` stands between the last group of a passage and the first of the next.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._held: deque[int] = deque()
+        self._marks: list[tuple[int, float]] = []
+        self._put = 0
         self._ended = False
         self.closed = False
         self.blocked_seconds = 0.0
@@ -146,7 +159,19 @@ class _Numbers:
             self.blocked_seconds += time.perf_counter() - start
             if not self.closed:
                 self._held.extend(numbers.tolist())
+                self._put += len(numbers)
                 self._changed.notify_all()
+
+    def mark(self, pause: float) -> None:
+        """Say that what is put from now on is another passage, after a pause in seconds."""
+        with self._changed:
+            self._marks.append((self._put, pause))
+
+    def marks(self) -> list[tuple[int, float]]:
+        """Return the marks that are new since the last call: how many numbers stood before each, and its pause."""
+        with self._changed:
+            new, self._marks = self._marks, []
+            return new
 
     def take(self, count: int) -> list[int]:
         """Wait for ``count`` numbers and return them; fewer at the end, then none, and none once closed."""

@@ -157,7 +157,8 @@ class EncodingTimes:
 class Synthesis:
     """The result of one request.
 
-    prompt_ids: what the language model read.   notices: sentences the user should see beside the sound.
+    prompt_ids: what the language model read, prompt after prompt where a long text was spoken in several
+    ``passages``.   notices: sentences the user should see beside the sound.
     transcript: the words of the sound, as far as they are known: with them it can be the next reference.
     first_sound: of a stream, the seconds until its first piece, on the clock of ``timings``.
     """
@@ -172,6 +173,7 @@ class Synthesis:
     notices: tuple[str, ...] = ()
     transcript: str = ""
     first_sound: float | None = None
+    passages: int = 1
 
     @property
     def cache_hit(self) -> bool:

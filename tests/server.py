@@ -53,6 +53,7 @@ class Server:
         environment |= {
             "STEPAUDIO_MODELS_DIR": str(self.folder / "models"),
             "STEPAUDIO_CACHE_DIR": str(self.folder / "cache"),
+            "STEPAUDIO_DATA_DIR": str(self.folder / "data"),
             "STEPAUDIO_PORT": str(self.port),
             "GRADIO_TEMP_DIR": str(self.folder / "gradio"),
             "PYTHONUTF8": "1",

@@ -221,7 +221,7 @@ def test_any_text_gives_sound_and_never_an_id_of_control_or_audio(pipeline, refe
         ("", "words", "The text is empty"),
         ("   ", "words", "The text is empty"),
         ("hello", "", "transcript of the reference is empty"),
-        ("a" * 20_000, "words", "20000 characters; the limit is 1000"),
+        ("a" * 20_000, "words", "20000 characters; the limit is 5000"),
         ("hello", "a" * 20_000, "20000 characters; the limit is 1000"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from stepaudio.audiofile import encode_wav
 from stepaudio.errors import Busy, Cancelled, InvalidInput
+from stepaudio.feed import SoundFeed
 from stepaudio.report import MOST_LINES
 from stepaudio.service import CloneRequest, EditRequest, Service
 from stepaudio.settings import Settings
@@ -90,9 +91,9 @@ def test_an_edit_of_a_cloned_voice_hits_the_cache(service, audio):
     ],
 )
 def test_an_edit_that_is_refused_says_so_in_the_log_and_the_next_one_runs(service, audio, caplog, fields, sentence):
-    with pytest.raises(InvalidInput, match=sentence):
+    with pytest.raises(InvalidInput, match=sentence) as refused:
         service.submit_edit(edit(audio, **fields)).result(60)
-    assert "Edit refused (InvalidInput)" in caplog.text
+    assert f"Edit refused ({refused.typename}): {refused.value}" in caplog.text
     assert service.submit_edit(edit(audio)).result(60).wav
 
 
@@ -115,3 +116,35 @@ def test_edits_and_clones_wait_in_one_line(make_engine, audio, tmp_path):
     service.start()
     assert all(job.result(120).wav for job in jobs)
     service.close()
+
+
+def test_takes_come_as_files_of_their_own_with_one_block(service, audio, caplog):
+    with caplog.at_level(logging.INFO, "stepaudio.service"):
+        result = service.submit_clone(clone(audio, takes=3)).result(60)
+    assert [take.synthesis.seed for take in result.takes] == [3, 4, 5]
+    assert result.takes[0] is result
+    assert len({take.wav for take in result.takes}) == 3
+    assert all(take.wav[:4] == b"RIFF" for take in result.takes)
+    assert "in 3 sequences" in caplog.records[-1].message
+    assert " in 3 takes, RTF " in caplog.records[-1].message
+    facts = caplog.records[-1].facts
+    assert facts["takes"] == 3
+    assert facts["audio_seconds"] == pytest.approx(sum(take.synthesis.waveform.seconds for take in result.takes))
+
+
+def test_a_request_for_one_take_has_no_others(service, audio):
+    result = service.submit_clone(clone(audio)).result(60)
+    assert result.takes == (result,)
+
+
+@pytest.mark.parametrize("takes", [0, 17])
+def test_a_number_of_takes_out_of_range_is_one_sentence(service, audio, takes):
+    with pytest.raises(InvalidInput, match="between 1 and 16"):
+        service.submit_clone(clone(audio, takes=takes)).result(60)
+
+
+def test_takes_are_not_streamed(service, audio):
+    feed = SoundFeed()
+    job = service.submit_stream(clone(audio, takes=2), feed)
+    with pytest.raises(InvalidInput, match="Several takes"):
+        job.result(60)

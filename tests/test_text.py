@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio.errors import InvalidInput
-from stepaudio.text import clean, seconds_cap, speaking_seconds, split
+from stepaudio.text import (
+    CLAUSE_PAUSE,
+    PARAGRAPH_PAUSE,
+    SENTENCE_PAUSE,
+    WORD_PAUSE,
+    clean,
+    passages,
+    seconds_cap,
+    speaking_seconds,
+    split,
+)
 
 
 def test_control_characters_and_lone_surrogates_become_spaces():
@@ -85,3 +95,39 @@ def test_nothing_but_white_space_is_lost_and_no_piece_is_too_long(text, most):
     pieces = split(text, most)
     assert "".join("".join(pieces).split()) == "".join(text.split())
     assert all(piece and speaking_seconds(piece) <= most for piece in pieces)
+
+
+def test_passages_are_even_and_keep_sentences_whole():
+    text = "One two three four. " * 5  # split() alone would leave the last sentence by itself
+    most = 4.5 * speaking_seconds("One two three four. ")
+    found = [passage.text for passage in passages(text, most)]
+    assert len(split(text, most)) == len(found) == 2
+    assert [piece.count("four.") for piece in found] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "pauses"),
+    [
+        ("A sentence. Another one.", 1.0, [SENTENCE_PAUSE, 0.0]),
+        ('He said "Stop." He left.', 1.2, [SENTENCE_PAUSE, 0.0]),
+        ("今天很好。我们去吧！", 1.6, [SENTENCE_PAUSE, 0.0]),
+        ("A line without end\nAnother one", 1.5, [PARAGRAPH_PAUSE, 0.0]),
+        ("A paragraph.\n\nAnother one.", 1.0, [PARAGRAPH_PAUSE, 0.0]),
+        ("A first part, a second part", 1.1, [CLAUSE_PAUSE, 0.0]),
+        ("word another", 0.6, [WORD_PAUSE, 0.0]),
+        ("All in one.", 9.0, [0.0]),
+    ],
+)
+def test_the_pause_between_passages_is_that_of_what_stands_there(text, most, pauses):
+    found = passages(text, most)
+    assert [passage.pause for passage in found] == pauses
+    assert "".join("".join(passage.text for passage in found).split()) == "".join(text.split())
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text("ab .,!?\n1。，好[]\"'", max_size=120), most=st.floats(0.3, 5))
+def test_passages_lose_nothing_and_are_as_few_as_pieces(text, most):
+    found = passages(text, most)
+    assert "".join("".join(passage.text for passage in found).split()) == "".join(text.split())
+    assert all(speaking_seconds(passage.text) <= most for passage in found)
+    assert len(found) <= len(split(text, most))

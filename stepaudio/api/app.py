@@ -21,7 +21,8 @@ from stepaudio.api.voices import voice_routes
 from stepaudio.batches import Batches
 from stepaudio.metrics import CONTENT_TYPE
 from stepaudio.service import Service
-from stepaudio.web.page import CSS, Page
+from stepaudio.web.assets import css, head, theme
+from stepaudio.web.page import Page
 from stepaudio.web.uploads import take_uploads_only
 
 DESCRIPTION = (
@@ -136,7 +137,7 @@ def _with_page(app: FastAPI, service: Service) -> FastAPI:
         pwa=False,
         mcp_server=False,
         footer_links=[],
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        css=CSS,
-        head=f'<script src="{service.settings.root_path}/stream/player.js" defer></script>',
+        theme=theme(),
+        css=css(),
+        head=head(service.settings.root_path),
     )

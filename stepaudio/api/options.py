@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from stepaudio.pipeline import MAX_SEED
+from stepaudio.orders import MAX_SEED
 from stepaudio.settings import Settings
 from stepaudio.types import SamplingParams
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, UploadFile
@@ -16,8 +15,7 @@ from stepaudio.api.sound import SoundResponse
 from stepaudio.errors import NotFound
 from stepaudio.feed import SoundFeed
 from stepaudio.service import CloneRequest, Service
-
-PLAYER = Path(__file__).parent.parent / "web" / "player.js"
+from stepaudio.web.assets import FOLDER, SCRIPTS
 
 
 class StreamForm(RunOptions):
@@ -62,9 +60,12 @@ def stream_routes(service: Service) -> APIRouter:
         """A ticket: the page sends it with its request and fetches the sound by it."""
         return {"ticket": service.tickets.open()}
 
-    @router.get("/player.js", include_in_schema=False)
-    def player() -> Response:
-        return FileResponse(PLAYER, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+    @router.get("/{name}.js", include_in_schema=False)
+    def script(name: str) -> Response:
+        """A script of the page."""
+        if f"{name}.js" not in SCRIPTS:
+            raise NotFound("There is no such script.")
+        return FileResponse(FOLDER / f"{name}.js", media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
     @router.get("/{ticket}", include_in_schema=False)
     async def fetch(ticket: str) -> Response:
