@@ -33,7 +33,7 @@ SETTINGS = (
 class Plan:
     """How much is measured. scaling: lengths of sounds for the encoder, which has the real size unless ``small``.
 
-    layers: of the language model at full size; all 32 need 7 GB.
+    layers: of the language model at full size; all 32 need 7 GB. batch: texts and takes side by side.
     """
 
     runs: int
@@ -46,16 +46,17 @@ class Plan:
     small: bool = False
     exported: bool = True
     layers: int = 32
+    batch: int = 16
 
 
 FEW = 3
 """Runs of what takes many clones each."""
 
-QUICK = Plan(2, 2.0, 0.6, 2, (1.0, 2.0), 1, 2.0, small=True)
+QUICK = Plan(2, 2.0, 0.6, 2, (1.0, 2.0), 1, 2.0, small=True, batch=4)
 USUAL = Plan(5, 6.0, 4.0, 10, (1.0, 2.0, 5.0, 10.0, 20.0, 30.0), 3, 10.0)
 FULL_ON_GPU = Plan(5, 6.0, 10.0, 10, (1.0, 2.0, 5.0, 10.0, 20.0, 30.0), 3, 10.0)
-FULL_ON_CPU = Plan(3, 3.0, 0.6, 2, (10.0,), 1, 10.0, exported=False, layers=2)
-"""The real networks, but two layers of the language model, short sounds and two Euler steps."""
+FULL_ON_CPU = Plan(1, 2.0, 0.6, 2, (10.0,), 1, 10.0, exported=False, layers=2, batch=4)
+"""The real networks, but two layers of the language model, short sounds, two Euler steps and one run."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,9 +146,9 @@ def _measure_all(bench: Workbench, case: Case, plan: Plan, runtime: Runtime) -> 
     _tell("Each switch by itself.")
     switches = clones.measure_switches(bench, case, plan.runs)
     _tell("Decoding.")
-    decoding = ceiling.measure_decoding(bench, case, min(plan.runs, FEW))
+    decoding = ceiling.measure_decoding(bench, case, min(plan.runs, FEW), plan.batch)
     _tell("Batches, and voices that come back.")
-    batch = scenarios.measure_batch(bench, case, min(plan.runs, FEW))
+    batch = scenarios.measure_batch(bench, case, min(plan.runs, FEW), plan.batch)
     back = scenarios.voices_that_come_back(bench, case, min(plan.runs, FEW))
     _tell("Streams, the queue, a hit.")
     stream = live.measure_stream(bench, case, plan.runs)
