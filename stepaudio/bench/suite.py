@@ -49,7 +49,7 @@ class Plan:
     batch: int = 16
 
 
-FEW = 3
+FEW = 2
 """Runs of what takes many clones each."""
 
 QUICK = Plan(2, 2.0, 0.6, 2, (1.0, 2.0), 1, 2.0, small=True, batch=4)
@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, help="runs of each kind, interleaved (default: 5)")
     parser.add_argument("--reference-seconds", type=float, help="length of the reference (default: 6)")
     parser.add_argument("--sound-seconds", type=float, help="length of the sound that is made (default: 4)")
+    parser.add_argument("--lengths", type=float, nargs="+", help="seconds of sound for the encoder (default: 1 to 30)")
     parser.add_argument("--layers", type=int, help="layers of the language model at full size (default: 32; CPU: 2)")
     parser.add_argument("--write", action="store_true", help="renew benchmarks/, docs/ and README.md in this folder")
     parser.add_argument("--to", type=Path, metavar="DIR", help="write JSON, Markdown and picture to DIR")
@@ -128,11 +129,14 @@ def plan_of(args: argparse.Namespace, *, on_gpu: bool) -> Plan:
     plan = QUICK if args.quick else USUAL
     if args.full_size:
         plan = FULL_ON_GPU if on_gpu else FULL_ON_CPU
-    wanted = {"runs": args.runs, "layers": args.layers}
+    wanted: dict[str, Any] = {"runs": args.runs, "layers": args.layers}
+    wanted |= {"scaling": tuple(args.lengths) if args.lengths else None}
     wanted |= {"reference_seconds": args.reference_seconds, "sound_seconds": args.sound_seconds}
     plan = Plan(**{**asdict(plan), **{name: value for name, value in wanted.items() if value is not None}})
     if plan.runs < 1 or not 1 <= plan.layers <= 32:
         raise InvalidInput("The bench needs at least 1 run, and 1 to 32 layers.")
+    if not all(0.5 <= seconds <= 30 for seconds in plan.scaling):
+        raise InvalidInput("The bench encodes sounds of 0.5 to 30 s.")
     if not 0.5 <= plan.reference_seconds <= 30 or not 0.6 <= plan.sound_seconds <= 30:
         raise InvalidInput("The bench needs a reference of 0.5 to 30 s and a sound of 0.6 to 30 s.")
     return plan
@@ -245,7 +249,8 @@ def command_of(args: argparse.Namespace) -> str:
         if name == "size" and (args.full_size or getattr(args, "setting_weights", None)):
             continue
         flag = "--" + name.removeprefix("setting_").replace("_", "-")
-        words.append(flag if value is True else f"{flag} {value}")
+        told = " ".join(map(str, value)) if isinstance(value, list) else value
+        words.append(flag if value is True else f"{flag} {told}")
     return " ".join(words)
 
 
