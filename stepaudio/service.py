@@ -83,11 +83,13 @@ class CloneRequest(Request):
             "progress": job.report,
             "should_stop": job.should_stop,
         }
-        if self.feed is None:
-            return pipeline.takes(reference, self.text, self.takes, self.sampling, **options)
         if self.takes != 1:
-            raise InvalidInput("Several takes cannot be played while they are being made; ask for one, or for files.")
-        return [pipeline.stream(reference, self.text, self.sampling, **options).into(self.feed.put)]
+            if self.feed is not None:
+                raise InvalidInput("Several takes cannot be played while they are being made; ask for one.")
+            return pipeline.takes(reference, self.text, self.takes, self.sampling, **options)
+        if self.feed is not None:
+            return [pipeline.stream(reference, self.text, self.sampling, **options).into(self.feed.put)]
+        return [pipeline.clone(reference, self.text, self.sampling, **options)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -40,7 +40,7 @@ RECORDING = encode_wav(voice(2.0))
 def service(make_engine, tiny_weights, tmp_path):
     weights = shutil.copytree(tiny_weights, tmp_path / "weights")
     (weights / "card.json").write_text(json.dumps({"title": "long"}))
-    engine = make_engine(weights=str(weights), max_output_seconds=300.0)
+    engine = make_engine(weights=str(weights), passage_seconds=100.0)
     running = Service(Settings(cache_dir=tmp_path / "cache", max_upload_megabytes=2), lambda: engine)
     running.start()
     assert running.wait_until_decided(120) == "ready"
