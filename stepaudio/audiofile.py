@@ -20,7 +20,7 @@ from types import MappingProxyType
 import numpy as np
 import soundfile
 
-from stepaudio.errors import InvalidInput
+from stepaudio.errors import InvalidInput, TooLarge, Unreadable
 from stepaudio.settings import Settings
 from stepaudio.types import FloatArray, Waveform
 
@@ -102,7 +102,7 @@ def load_reference(data: bytes, limits: Limits) -> LoadedReference:
     if not data:
         raise InvalidInput("The reference file is empty (0 bytes).")
     if len(data) > limits.max_bytes:
-        raise InvalidInput(
+        raise TooLarge(
             f"The reference file has {len(data) / 2**20:.1f} MB; the limit is {limits.max_bytes / 2**20:.0f} MB."
         )
     # One second more than is kept, so that "longer than the limit" is known without decoding the rest.
@@ -216,7 +216,7 @@ def _decode(data: bytes, most_seconds: float) -> tuple[FloatArray, int, float]:
             samples = file.read(int(most_seconds * rate), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError) as error:
         if shutil.which("ffmpeg") is None:
-            raise InvalidInput(
+            raise Unreadable(
                 "The reference cannot be read as sound; please give wav, flac, mp3, ogg or opus "
                 "(for m4a and video, ffmpeg must be installed)."
             ) from error
@@ -250,9 +250,9 @@ def _decode_with_ffmpeg(data: bytes, most_seconds: float) -> FloatArray:
         try:
             done = subprocess.run(command, capture_output=True, timeout=FFMPEG_SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
-            raise InvalidInput(f"The reference could not be decoded within {FFMPEG_SECONDS} s.") from error
+            raise Unreadable(f"The reference could not be decoded within {FFMPEG_SECONDS} s.") from error
     samples = np.frombuffer(done.stdout[: len(done.stdout) // 4 * 4], dtype="<f4").astype(np.float32)
     if len(samples) == 0:
         log.debug("ffmpeg could not decode an upload: %s", done.stderr[:300].decode("utf-8", "replace").strip())
-        raise InvalidInput("The reference cannot be read as sound; please give wav, flac, mp3, ogg, opus or m4a.")
+        raise Unreadable("The reference cannot be read as sound; please give wav, flac, mp3, ogg, opus or m4a.")
     return samples

@@ -2,9 +2,13 @@
 
 StepAudioError
 ├── InvalidInput      the user can fix it: the message names the value and the limit
+│   ├── NotFound          what is named is not there
+│   ├── TooLarge          more bytes than are taken
+│   └── Unreadable        bytes that are no sound
 ├── WeightsError      the operator can fix it: the message names the file and its folder
 ├── GenerationError   nothing came out of the models; trying again may help
 ├── Busy              the queue is full; try again later
+│   └── ShuttingDown      the program takes no more work
 └── Cancelled         the user, or a closed connection, stopped the job
 
 Messages are whole sentences for the person who reads the page. Exceptions of other libraries are
@@ -22,6 +26,18 @@ class InvalidInput(StepAudioError):
     """What the user gave cannot be used; the message says what and which limit applies."""
 
 
+class NotFound(InvalidInput):
+    """What the user named, a voice perhaps, is not there."""
+
+
+class TooLarge(InvalidInput):
+    """The user sent more bytes than are taken; the message says how many are."""
+
+
+class Unreadable(InvalidInput):
+    """The bytes that the user sent cannot be read as sound."""
+
+
 class WeightsError(StepAudioError):
     """A file of the weights folder is missing, damaged or does not fit; the message names it."""
 
@@ -32,6 +48,10 @@ class GenerationError(StepAudioError):
 
 class Busy(StepAudioError):
     """Too many jobs are waiting already."""
+
+
+class ShuttingDown(Busy):
+    """The program is coming to its end and takes no more jobs."""
 
 
 class Cancelled(StepAudioError):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from stepaudio.audiofile import pcm16
 from stepaudio.errors import Busy
 from stepaudio.queue import Job
-from stepaudio.types import Waveform
+from stepaudio.types import Timings, Waveform
 
 TICKET_SECONDS = 60.0
 MOST_TICKETS = 1000
@@ -38,6 +38,12 @@ class SoundFeed:
         self._error: BaseException | None = None
         self._wake: Callable[[], None] = lambda: None
         self.sample_rate = 0  # known once there is a piece
+        self.timings = Timings(0.0)  # the stages before the first piece, known once there is one
+
+    @property
+    def job(self) -> Job[Any] | None:
+        """The job whose sound this is, None before there is one."""
+        return self._job
 
     @property
     def job_id(self) -> str:
@@ -59,6 +65,10 @@ class SoundFeed:
         if left:
             job.cancel()
         job.when_over(lambda: self.end(job.error))
+
+    def begin(self, timings: Timings) -> None:
+        """Tell what has been done before the first piece is made."""
+        self.timings = timings
 
     def put(self, piece: Waveform) -> None:
         """Add a piece of the sound."""

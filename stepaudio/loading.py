@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from stepaudio import device
+from stepaudio.asr import Transcriber, load_transcriber
 from stepaudio.cache import EncodingCache
 from stepaudio.device import Runtime
 from stepaudio.encoder.engines import TORCH, LinguisticChoice, engine_words, load_chosen
@@ -49,6 +50,7 @@ class Engine:
     weights: WeightsFolder
     runtime: Runtime
     summary: str
+    transcriber: Transcriber
 
     def close(self) -> None:
         """Release threads and the cache."""
@@ -99,7 +101,13 @@ def load_engine(weights: WeightsFolder, settings: Settings, runtime: Runtime) ->
         verbalise=verbaliser(weights.card.verbalise),
         synchronize=runtime.synchronize,
     )
-    return Engine(pipeline, encoder, weights, runtime, _summary(weights, runtime, encoder, choice))
+    transcriber = load_transcriber(
+        getattr(encoder.linguistic, "funasr", None),
+        whisper_dir=settings.whisper_dir,
+        trained=weights.card.speaks,
+        device=runtime.device,
+    )
+    return Engine(pipeline, encoder, weights, runtime, _summary(weights, runtime, encoder, choice), transcriber)
 
 
 def linguistic_choice(settings: Settings) -> LinguisticChoice:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
-from stepaudio.errors import Busy, Cancelled, StepAudioError
+from stepaudio.errors import Busy, Cancelled, ShuttingDown, StepAudioError
 from stepaudio.log import request_context
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,10 @@ State = Literal["waiting", "running", "done", "failed", "cancelled"]
 # How long close() waits for jobs that it had to cancel: they look at should_stop() now and then.
 _STOP_SECONDS = 5.0
 
+# What a turn is taken to last before the first one has ended, and how much each one counts afterwards.
+FIRST_TURN_SECONDS = 5.0
+TURN_SHARE = 0.2
+
 
 class Job(Generic[T]):
     """One piece of work: the worker calls ``report`` and ``should_stop``, whoever submitted it the rest.
@@ -35,9 +39,10 @@ class Job(Generic[T]):
     two are None until then. All methods may be called from any thread.
     """
 
-    def __init__(self, line: _Line, work: Callable[[Job[T]], T], label: str) -> None:
+    def __init__(self, line: _Line, work: Callable[[Job[T]], T], label: str, client: str = "") -> None:
         self.id = uuid.uuid4().hex[:8]
         self.label = label
+        self.client = client
         self.submitted = time.monotonic()
         self.started: float | None = None
         self.finished: float | None = None
@@ -174,11 +179,14 @@ class _Line:
 class JobQueue:
     """Runs jobs in the order in which they came, ``workers`` at a time; at most ``limit`` wait.
 
-    It keeps no reference to a job that is over.
+    client_limit: how many jobs one client may have that wait or run, so that nobody fills the line alone; jobs
+    without a client are not counted. It keeps no reference to a job that is over.
     """
 
-    def __init__(self, limit: int, workers: int = 1) -> None:
+    def __init__(self, limit: int, workers: int = 1, *, client_limit: int | None = None) -> None:
         self._limit = limit
+        self._client_limit = client_limit
+        self._turn_seconds = FIRST_TURN_SECONDS
         self._line = _Line()
         self._running: set[Job[Any]] = set()
         self._closed = False
@@ -196,16 +204,28 @@ class JobQueue:
     def running(self) -> int:
         return len(self._running)
 
-    def submit(self, work: Callable[[Job[T]], T], *, label: str = "") -> Job[T]:
-        """Put work into the line and return its job. Raises Busy when the line is full or closed."""
+    @property
+    def turn_seconds(self) -> float:
+        """How long a job has taken of late: after about that long there is room again in a line that is full."""
+        return self._turn_seconds
+
+    def submit(self, work: Callable[[Job[T]], T], *, label: str = "", client: str = "") -> Job[T]:
+        """Put work into the line and return its job.
+
+        Raises Busy when the line is full or ``client`` has too many jobs in it, ShuttingDown when it is closed.
+        """
         with self._line.changed:
             if self._closed:
-                raise Busy("The program is being shut down and takes no more jobs; please try again later.")
+                raise ShuttingDown("The program is being shut down and takes no more jobs; please try again later.")
             idle = len(self._threads) - len(self._running)
             # A job that an idle worker is about to take does not count as waiting.
             if len(self._line.waiting) >= self._limit + idle:
                 raise Busy(f"The line is full with {self.waiting} waiting; please try again in a minute.")
-            job = Job(self._line, work, label)
+            if client and self._client_limit is not None:
+                own = sum(job.client == client for job in (*self._line.waiting, *self._running))
+                if own >= self._client_limit:
+                    raise Busy(f"{own} requests of yours are waiting or at work, which is the limit; please wait.")
+            job = Job(self._line, work, label, client)
             self._line.waiting.append(job)
             self._line.changed.notify_all()
             return job
@@ -251,6 +271,8 @@ class JobQueue:
             self._line.moved()
         with _Turn(job, self._line, self._running):
             job._results.append(work(job))
+        if job.started is not None and job.finished is not None:
+            self._turn_seconds += (job.finished - job.started - self._turn_seconds) * TURN_SHARE
         return True
 
 

@@ -13,15 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
+from stepaudio.asr import Transcriber, absent
 from stepaudio.audiofile import Limits as FileLimits
 from stepaudio.audiofile import LoadedReference, encode_wav, load_reference
-from stepaudio.errors import Cancelled, InvalidInput, StepAudioError
+from stepaudio.errors import Busy, Cancelled, InvalidInput, StepAudioError
 from stepaudio.feed import SoundFeed, Tickets
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
+from stepaudio.metrics import Metrics
 from stepaudio.pipeline import Pipeline
+from stepaudio.presets import PresetFolder
 from stepaudio.queue import Job, JobQueue
 from stepaudio.report import GET_ENGINE, POST_PROCESS, cache_lines, request_block, request_record
+from stepaudio.runs import RunHistory
 from stepaudio.settings import Settings
 from stepaudio.timing import StageTimer
 from stepaudio.types import Reference, SamplingParams, Synthesis, Task
@@ -29,7 +33,7 @@ from stepaudio.voices import Voice, VoiceDraft, VoiceFolder
 
 log = logging.getLogger(__name__)
 
-CLONE, EDIT, SAVE_VOICE = "Clone", "Edit", "Save voice"
+CLONE, EDIT, SAVE_VOICE, TRANSCRIBE = "Clone", "Edit", "Save voice", "Transcribe"
 DECODE_AUDIO = "Decode audio"
 LOOK_SECONDS = 0.2
 T = TypeVar("T")
@@ -41,6 +45,7 @@ class Request(ABC):
     """What a client gives for any request: the bytes of a sound file, its transcript, how to go about it.
 
     voice: the id of a saved voice, which stands in for ``audio`` and, unless one is given, for ``transcript``.
+    client: whose request it is, for the queue's limit for each client; "" where that does not apply.
     label: what the request is called in the log.
     """
 
@@ -52,6 +57,7 @@ class Request(ABC):
     sampling: SamplingParams = field(default_factory=SamplingParams)
     flow_steps: int = 10
     max_seconds: float | None = None
+    client: str = ""
 
     @abstractmethod
     def run(
@@ -87,9 +93,11 @@ class CloneRequest(Request):
             if self.feed is not None:
                 raise InvalidInput("Several takes cannot be played while they are being made; ask for one.")
             return pipeline.takes(reference, self.text, self.takes, self.sampling, **options)
-        if self.feed is not None:
-            return [pipeline.stream(reference, self.text, self.sampling, **options).into(self.feed.put)]
-        return [pipeline.clone(reference, self.text, self.sampling, **options)]
+        if self.feed is None:
+            return [pipeline.clone(reference, self.text, self.sampling, **options)]
+        stream = pipeline.stream(reference, self.text, self.sampling, **options)
+        self.feed.begin(timer.so_far())
+        return [stream.into(self.feed.put)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -148,12 +156,15 @@ class Service:
         self.settings = settings
         # One worker: one request has the whole machine, and one stream at a time holds the keys and values of its
         # prompt (at full size 65 MB a second of reference; see VocoderStream).
-        self.queue = JobQueue(limit=settings.queue_limit)
+        self.queue = JobQueue(limit=settings.queue_limit, client_limit=settings.client_limit)
+        self.metrics = Metrics()
         self.voices = VoiceFolder.of(settings)
         self.tickets = Tickets()
+        self.runs = RunHistory()
         self._load = load
         self._engine: Engine | None = None
         self._failure: StepAudioError | None = None
+        self._presets = PresetFolder(None)
         self._decided = threading.Event()
         self._loader = threading.Thread(target=self._load_engine, name="stepaudio-load", daemon=True)
 
@@ -178,6 +189,18 @@ class Service:
         """The loaded engine, or None while it is loading or when that failed."""
         return self._engine
 
+    @property
+    def presets(self) -> PresetFolder:
+        """The voices that came with the weights; none before the engine is loaded."""
+        return self._presets
+
+    @property
+    def transcriber(self) -> Transcriber:
+        """What writes down the words of a sound; it says why where it cannot, also while the models are loaded."""
+        if self._engine is not None:
+            return self._engine.transcriber
+        return absent(self.problem or "The models are still being loaded.")
+
     def wait_until_decided(self, timeout: float | None = None) -> State:
         """Wait until loading is over, and return how it ended."""
         self._decided.wait(timeout)
@@ -191,12 +214,19 @@ class Service:
         """Queue an edit. Raises Busy when too many jobs wait already."""
         return self._submit(request)
 
-    def save_voice(self, draft: VoiceDraft) -> Job[Voice]:
+    def save_voice(self, draft: VoiceDraft, client: str = "") -> Job[Voice]:
         """Queue the saving of a voice, and its encoding, so that its first request hits the cache. Raises Busy.
 
         An exported voice is imported by saving what voices.read_export makes of it.
         """
-        return self._queue_up(SAVE_VOICE, lambda job: self._save(draft, job))
+        return self._queue_up(SAVE_VOICE, lambda job: self._save(draft, job), client)
+
+    def submit_transcription(self, audio: bytes, client: str = "") -> Job[str]:
+        """Queue the writing down of what is said in a sound file. Raises Busy as submit_clone() does.
+
+        The job's result is the words, "" where none were heard; WeightsError where nothing can transcribe.
+        """
+        return self._queue_up(TRANSCRIBE, lambda job: self._transcribe(audio, job), client)
 
     def submit_stream(self, request: CloneRequest, feed: SoundFeed) -> Job[CloneResult]:
         """Queue a clone whose sound goes into ``feed`` while it is being made. Raises Busy as submit_clone() does."""
@@ -219,6 +249,7 @@ class Service:
             self._failure = error
             log.error("The engine could not be loaded: %s", error)
         else:
+            self._presets = PresetFolder(engine.weights.path)
             self._engine = engine
             log.info("Ready after %.1f s: %s", time.perf_counter() - start, engine.summary)
         finally:
@@ -235,9 +266,9 @@ class Service:
         return self._engine
 
     def _submit(self, request: Request) -> Job[CloneResult]:
-        return self._queue_up(request.label, lambda job: self._run(request, job))
+        return self._queue_up(request.label, lambda job: self._run(request, job), request.client)
 
-    def _queue_up(self, label: str, work: Callable[[Job[T]], T]) -> Job[T]:
+    def _queue_up(self, label: str, work: Callable[[Job[T]], T], client: str) -> Job[T]:
         """Queue the work, to be done under its id in the log; an expected error is logged as one sentence."""
 
         def guarded(job: Job[T]) -> T:
@@ -251,7 +282,13 @@ class Service:
                     log.warning("%s refused (%s): %s", label, type(error).__name__, error)
                     raise
 
-        return self.queue.submit(guarded, label=label)
+        try:
+            job = self.queue.submit(guarded, label=label, client=client)
+        except Busy:
+            self.metrics.turned_away(label)
+            raise
+        job.when_over(lambda: self.metrics.ended(label, job.state, job.error))
+        return job
 
     def _run(self, request: Request, job: Job[CloneResult]) -> CloneResult:
         """Run one request and log its block."""
@@ -275,6 +312,8 @@ class Service:
             request_block(synthesis, waited=waited, further=further),
             extra={"facts": request_record(request.label, synthesis, waited=waited, further=further)},
         )
+        self.runs.add(request.label, synthesis, waited)
+        self.metrics.made(request.label, synthesis, waited)
         takes = [CloneResult(*take) for take in zip(made, wavs, strict=True)]
         return replace(takes[0], further=tuple(takes[1:]))
 
@@ -286,6 +325,15 @@ class Service:
         voice, audio = self.voices.load(request.voice)
         # The limit of uploads is no limit of what was saved here.
         return load_reference(audio, replace(limits, max_bytes=len(audio))), request.transcript or voice.transcript
+
+    def _transcribe(self, audio: bytes, job: Job[str]) -> str:
+        """Return the words of a sound file; they are not logged."""
+        engine = self._get_engine(job)
+        loaded = load_reference(audio, FileLimits.of(self.settings))
+        start = time.perf_counter()
+        words = engine.transcriber.transcribe(loaded.waveform)
+        log.info("Transcribed %.2f s in %.3f s.", loaded.waveform.seconds, time.perf_counter() - start)
+        return words
 
     def _save(self, draft: VoiceDraft, job: Job[Voice]) -> Voice:
         """Encode and save one voice."""

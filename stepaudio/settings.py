@@ -38,12 +38,27 @@ class Settings(BaseSettings):
     max_voices: int = Field(200, ge=1, description="how many voices may be saved")
     voices_megabytes: int = Field(1024, ge=1, description="upper bound of all saved voices together")
 
+    require_consent: bool = Field(
+        False, description="a new voice is taken only with the tick that its speaker agreed to it"
+    )
+
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(7860, ge=0, le=65535, description="port of the page and of the health checks")
     root_path: str = Field("", description="sub-path under which a reverse proxy serves the page, e.g. /voice")
     queue_limit: int = Field(
         16, ge=1, le=32, description="jobs that may wait (each holds a thread); the next one is told to try later"
     )
+
+    client_limit: int = Field(8, ge=1, description="jobs of one client of the API that may wait or run at a time")
+    api_keys: str = Field(
+        "", repr=False, description="keys, separated by commas, one of which a program must send; empty: none is needed"
+    )
+    api_keys_file: str = Field("", description="file with such keys, one a line")
+    request_seconds: float = Field(
+        600.0, gt=0, description="longest time that a request of the API may take, waiting in the line included"
+    )
+    max_batch_lines: int = Field(1000, ge=1, description="longest list of texts of one batch over the API")
+    batches_megabytes: int = Field(2048, ge=1, description="upper bound of the sounds of all batches that are kept")
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the networks run")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -64,6 +79,9 @@ class Settings(BaseSettings):
         256,
         ge=0,
         description="memory for the beginnings of prompts (one a voice and transcript); 0: read anew each time",
+    )
+    whisper_dir: str = Field(
+        "", description="folder of a Whisper (transformers' layout) that transcribes; empty: the Paraformer, if it can"
     )
     threads: int = Field(0, ge=0, description="CPU threads; 0: one for each core this process may use")
 

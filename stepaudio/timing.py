@@ -66,6 +66,11 @@ class StageTimer:
         """Return how many seconds after the timer was made an instant of its clock was."""
         return instant - self._root.start
 
+    def so_far(self) -> Timings:
+        """Return the stages that have ended, those within stages that are still open too, and the seconds so far."""
+        ended = tuple(stage for opened in self._open for stage in opened.children)
+        return Timings(self._clock() - self._root.start, ended)
+
     def synchronize_with(self, synchronize: Callable[[], None]) -> None:
         """Wait for this device from now on; for a timer that was started before the device was known."""
         self._synchronize = synchronize

@@ -32,7 +32,7 @@ from typing import IO, Any
 from stepaudio import text as texts
 from stepaudio.audiofile import encode_float_wav
 from stepaudio.cache.lock import FileLock
-from stepaudio.errors import Busy, InvalidInput, StepAudioError
+from stepaudio.errors import Busy, InvalidInput, NotFound, StepAudioError
 from stepaudio.files import write_whole
 from stepaudio.settings import Settings
 from stepaudio.types import Waveform
@@ -158,7 +158,7 @@ class VoiceFolder:
             return self.get(name_or_id)
         named = [voice for voice in self.list() if voice.name == name_or_id]
         if not named:
-            raise InvalidInput(f"There is no saved voice {name_or_id!r}.")
+            raise NotFound(f"There is no saved voice {name_or_id!r}.")
         if len(named) > 1:
             ids = ", ".join(voice.id for voice in named)
             raise InvalidInput(
@@ -172,7 +172,7 @@ class VoiceFolder:
         try:
             return self._read(path, with_sound=True)
         except FileNotFoundError as error:
-            raise InvalidInput(f"There is no saved voice {voice_id!r}.") from error
+            raise NotFound(f"There is no saved voice {voice_id!r}.") from error
         except (OSError, *_DAMAGE) as error:
             raise InvalidInput(f"The saved voice {voice_id!r} cannot be used: {_reason(error)}.") from error
 
@@ -190,7 +190,7 @@ class VoiceFolder:
         path = self._path(voice_id)
         with self._writing():
             if not path.is_file():
-                raise InvalidInput(f"There is no saved voice {voice_id!r}.")
+                raise NotFound(f"There is no saved voice {voice_id!r}.")
             path.unlink()
 
     def export(self, voice_id: str) -> bytes:
@@ -199,7 +199,7 @@ class VoiceFolder:
 
     def _path(self, voice_id: str) -> Path:
         if not _ID.fullmatch(voice_id):
-            raise InvalidInput(f"There is no saved voice {voice_id!r}.")
+            raise NotFound(f"There is no saved voice {voice_id!r}.")
         return self.folder / f"{voice_id}.zip"
 
     def _files(self) -> tuple[Path, ...]:

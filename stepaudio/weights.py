@@ -14,7 +14,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class WeightsCard:
 
     speaks: whether speech comes out at all.   notice: what the page must say, by language code.
     max_output_seconds: a cap of the folder's own (None: only the settings' limit).
+    tasks: the names of the tasks that these weights have learnt (None: all of tasks.py).
     verbalise: the language whose digits and abbreviations are spelled out before the model reads them (None: as typed).
     """
 
@@ -53,6 +54,11 @@ class WeightsCard:
     notice: Mapping[str, str] = field(default_factory=dict)
     max_output_seconds: float | None = None
     verbalise: str | None = None
+    tasks: Sequence[str] | None = None
+
+    def knows(self, task: str) -> bool:
+        """Return whether the weights have learnt this task; others run through the same path, and mean little."""
+        return self.speaks and (self.tasks is None or task in self.tasks)
 
 
 @dataclass(frozen=True)

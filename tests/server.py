@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
-START_SECONDS = 120
+START_SECONDS = 300
 CHROMIUM_FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required"),
@@ -53,6 +53,7 @@ class Server:
         environment |= {
             "STEPAUDIO_MODELS_DIR": str(self.folder / "models"),
             "STEPAUDIO_CACHE_DIR": str(self.folder / "cache"),
+            "STEPAUDIO_DATA_DIR": str(self.folder / "data"),
             "STEPAUDIO_PORT": str(self.port),
             "GRADIO_TEMP_DIR": str(self.folder / "gradio"),
             "PYTHONUTF8": "1",

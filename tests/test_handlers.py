@@ -18,7 +18,8 @@ from stepaudio.log import TextFormatter
 from stepaudio.queue import JobQueue
 from stepaudio.service import Service
 from stepaudio.settings import Settings
-from stepaudio.web.handlers import CloneForm, run_clone
+from stepaudio.web.forms import CloneForm, Knobs
+from stepaudio.web.handlers import Tab, run_clone
 from stepaudio.web.sessions import SessionJobs
 from tests.conftest import voice
 
@@ -33,24 +34,25 @@ def service(make_engine, tmp_path):
     running.close()
 
 
+KNOBS = {
+    "new_seed": False,
+    "seed": 3,
+    "temperature": 0.7,
+    "top_k": 50,
+    "top_p": 1.0,
+    "max_seconds": 0.5,
+    "flow_steps": 1,
+}
+
+
 def form(path, **fields) -> CloneForm:
-    defaults = {
-        "audio_path": str(path) if path else None,
-        "transcript": "the words",
-        "text": "Hello.",
-        "new_seed": False,
-        "seed": 3,
-        "temperature": 0.7,
-        "top_k": 50,
-        "top_p": 1.0,
-        "max_seconds": 0.5,
-        "flow_steps": 1,
-    }
-    return CloneForm(**{**defaults, **fields})
+    knobs = {name: fields.pop(name, value) for name, value in KNOBS.items()}
+    defaults = {"audio_path": str(path) if path else None, "transcript": "the words", "text": "Hello."}
+    return CloneForm(Knobs(**knobs), **{**defaults, **fields})
 
 
 def clone(service, path, **fields):
-    return run_clone(service, form(path, **fields), "en", lambda fraction, words: None, SessionJobs(), "tab")
+    return run_clone(service, form(path, **fields), Tab(SessionJobs(), "tab", "en"))
 
 
 @pytest.fixture
@@ -147,19 +149,19 @@ def test_emptied_numbers_fall_back_to_the_settings(service, good):
     assert clone(service, good, **empty).wav is not None
 
 
-def test_every_field_reaches_the_pipeline(service, good, monkeypatch):
-    calls = []
-    pipeline = service.engine.pipeline
-    original = pipeline.clone
-    monkeypatch.setattr(
-        pipeline, "clone", lambda reference, text, sampling, **kw: calls.append((reference, text, sampling, kw))
-        or original(reference, text, sampling, **kw)
-    )  # fmt: skip
-    clone(service, good, transcript="T", text="X", seed=9, temperature=0.3, top_k=7, top_p=0.8, flow_steps=3)
-    ((reference, text, sampling, others),) = calls
-    assert (reference.text, text) == ("T", "X")
-    assert (sampling.seed, sampling.temperature, sampling.top_k, sampling.top_p) == (9, 0.3, 7, 0.8)
-    assert (others["flow_steps"], others["max_seconds"]) == (3, 0.5)
+def test_the_log_of_a_tab_tells_its_stages_and_the_block_of_the_request(service, good):
+    told = []
+    view = run_clone(
+        service, form(good), Tab(SessionJobs(), "tab", "en", tell=lambda name, lines: told.append((name, lines)))
+    )
+    assert {name for name, _ in told} == {view.request_id}
+    assert "Total time" in told[-1][1]
+    refused = run_clone(
+        service,
+        form(good, text=""),
+        Tab(SessionJobs(), "tab", "en", tell=lambda name, lines: told.append((name, lines))),
+    )
+    assert told[-1] == (refused.request_id, "The text is empty.")
 
 
 def heard(feed) -> bytes:
@@ -229,7 +231,7 @@ def test_a_new_request_of_a_tab_ends_its_earlier_one_and_no_other_tabs(service, 
 
     def run(name: str, session: str, seconds: float) -> None:
         asked = form(good, max_seconds=seconds, flow_steps=50, text="word " * 60)
-        views[name] = run_clone(service, asked, "en", lambda fraction, words: started.set(), jobs, session)
+        views[name] = run_clone(service, asked, Tab(jobs, session, "en", lambda fraction, words: started.set()))
 
     threads = [threading.Thread(target=run, args=("first", "a", 5.0))]
     threads[0].start()
@@ -253,13 +255,13 @@ def test_a_stop_ends_the_request_of_its_tab(service, good):
         jobs.stop("tab")
 
     asked = form(good, max_seconds=5.0, flow_steps=50, text="word " * 60)
-    view = run_clone(service, asked, "en", show, jobs, "tab")
+    view = run_clone(service, asked, Tab(jobs, "tab", "en", show))
     assert view.wav is None
     assert "stopped" in view.error or "cancelled" in view.error
 
 
 def test_errors_are_told_in_the_language_of_the_page(service, good):
-    view = run_clone(service, form(good, text=""), "zh", lambda fraction, words: None, SessionJobs(), "tab")
+    view = run_clone(service, form(good, text=""), Tab(SessionJobs(), "tab", "zh"))
     assert view.error == "要朗读的文本是空的。"
 
 

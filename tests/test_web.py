@@ -12,6 +12,7 @@ import pytest
 from stepaudio.audiofile import load_reference
 from stepaudio.cache import EncodingCache
 from stepaudio.errors import InvalidInput
+from stepaudio.tasks import EDITS
 from stepaudio.text import clean
 from stepaudio.types import EncodingTimes, SpeechTokens, Stage, Synthesis, Timings, Waveform
 from stepaudio.web.sentences import in_language
@@ -35,14 +36,21 @@ def test_both_languages_have_every_string_with_the_same_values_in_it():
 def test_every_string_is_used_somewhere():
     from tests.conftest import ROOT
 
-    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "stepaudio" / "web").glob("*.py"))
-    code = code[: code.index("STRINGS: dict")] + code[code.index("def language_of") :]
-    unused = [
-        key
-        for key in STRINGS["en"]
-        if not re.search(rf"""["']{key}["']""", code) and not re.match("stage_|stopped_", key)
-    ]
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for path in (ROOT / "stepaudio" / "web").glob("*.py")
+        if path.name not in ("english.py", "chinese.py")
+    )
+    made = "stage_|stopped_|option_|task_|tag_[A-Z]|sound_|ab_|step_[0-9]|label_|fetch_"  # with a name put behind it
+    unused = [key for key in STRINGS["en"] if not re.search(rf"""["']{key}["']""", code) and not re.match(made, key)]
     assert unused == []
+
+
+def test_every_option_of_every_task_has_a_name_in_both_languages():
+    for spec in EDITS:
+        for option in spec.options:
+            assert say("en", f"option_{option}")
+            assert re.search("[\u4e00-\u9fff]", say("zh", f"option_{option}")), option
 
 
 @pytest.mark.parametrize(
@@ -54,7 +62,7 @@ def test_the_language_follows_the_browser(header, expected):
 
 
 def test_values_are_filled_in():
-    assert say("en", "waiting", position=3) == "Waiting: 3 ahead"
+    assert say("en", "waiting", position=3, seconds=12.4) == "Waiting: 3 ahead, about 12 s"
 
 
 def test_each_sentence_that_a_user_may_meet_has_a_chinese_one(tmp_path):

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 STANDARD = "-"
 # What only the server has a use for.
-_NOT_HERE = {"host", "port", "root_path", "queue_limit", "hub_token"}
+_NOT_HERE = {
+    *("host", "port", "root_path", "queue_limit", "hub_token"),
+    *("client_limit", "api_keys", "api_keys_file", "request_seconds", "max_batch_lines", "batches_megabytes"),
+}
 SETTINGS = [name for name in Settings.model_fields if name not in _NOT_HERE]
 
 

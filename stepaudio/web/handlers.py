@@ -4,144 +4,202 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
-from stepaudio.errors import Cancelled, InvalidInput, StepAudioError
+from stepaudio.errors import Cancelled, StepAudioError
 from stepaudio.log import NO_REQUEST, request_context
 from stepaudio.queue import Job
-from stepaudio.service import CloneRequest, CloneResult, Service
-from stepaudio.settings import Settings
-from stepaudio.types import SamplingParams, Synthesis
+from stepaudio.report import request_block
+from stepaudio.service import SAVE_VOICE, TRANSCRIBE, CloneResult, Service
+from stepaudio.types import Synthesis
+from stepaudio.voices import Voice, VoiceDraft
+from stepaudio.web.forms import CloneForm, EditForm, Given, Source, clone_request, edit_request, read_source
 from stepaudio.web.sentences import in_language
 from stepaudio.web.sessions import SessionJobs
 from stepaudio.web.strings import Language, say
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Where each stage ends on the progress bar; roughly its share of a run.
 STAGE_SPANS = {"FunASR": (0.0, 0.15), "LLM": (0.15, 0.7), "Flow": (0.7, 0.9), "Vocoder": (0.9, 1.0)}
 POLL_SECONDS = 0.5
+GRACE_SECONDS = 0.2
 
 ShowProgress = Callable[[float, str], None]
+Tell = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
-class CloneForm:
-    """The fields of the clone page as the browser sent them; numbers may be missing.
+class Tab:
+    """Whose request it is and where its progress goes. tell(request id, lines): to the log of this tab."""
 
-    ticket: of the stream by which the browser wants to hear the sound while it is being made (see feed.py); or "".
-    """
-
-    audio_path: str | None
-    transcript: str
-    text: str
-    new_seed: bool
-    seed: float | None
-    temperature: float | None
-    top_k: float | None
-    top_p: float | None
-    max_seconds: float | None
-    flow_steps: float | None
-    ticket: str = ""
+    jobs: SessionJobs
+    session: str
+    language: Language
+    show: ShowProgress = lambda fraction, words: None
+    tell: Tell = lambda request_id, lines: None
 
 
 @dataclass(frozen=True, eq=False)
 class CloneView:
-    """What the page shows afterwards: either a sound with what is told of it, or one sentence of error."""
+    """What the page shows afterwards: either a sound with what is told of it, or one sentence of error.
+
+    given: the reference that was used, and its words. takes: all that was made, this sound first.
+    """
 
     request_id: str
     wav: bytes | None = None
     synthesis: Synthesis | None = None
     error: str = ""
+    given: Given | None = None
+    takes: tuple[CloneResult, ...] = ()
 
 
-def run_clone(
-    service: Service, form: CloneForm, language: Language, show: ShowProgress, jobs: SessionJobs, session: str
-) -> CloneView:
-    """Run one clone through the queue, as the one job of its session. Never raises: failures become sentences.
+@dataclass(frozen=True, eq=False)
+class Outcome(Generic[T]):
+    """What came of some work: its value, or one sentence of error."""
+
+    value: T | None = None
+    error: str = ""
+
+
+class _Ticket:
+    """The job that some work has put into the queue, once it has, and the request id under which it is logged."""
+
+    def __init__(self) -> None:
+        self.job: Job[Any] | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.job.id if self.job is not None else NO_REQUEST
+
+
+def attempt(language: Language, work: Callable[[], T], ticket: _Ticket | None = None) -> Outcome[T]:
+    """Do some work. Never raises: failures become sentences.
 
     This is the edge of the program: here, and only here, an exception that nobody foresaw is caught, logged with
     its traceback and shown as an internal error.
     """
-    job: Job[CloneResult] | None = None
-    request_id = NO_REQUEST
-    feed = service.tickets.claim(form.ticket, "write")
+    ticket = ticket or _Ticket()
     try:
-        request = _request(service, form, language)
-        job = service.submit_stream(request, feed) if feed is not None else service.submit_clone(request)
-        request_id = job.id
-        jobs.begin(session, job)
-        result = _follow(job, language, show)
+        return Outcome(work())
     except StepAudioError as error:
-        return CloneView(request_id, error=in_language(str(error), language))
+        return Outcome(error=in_language(str(error), language))
     except Exception:  # the edge, see above
-        if job is None or job.state != "failed":  # what failed in the job, the queue has logged
-            with request_context(request_id):
+        if ticket.job is None or ticket.job.state != "failed":  # what failed in the job, the queue has logged
+            with request_context(ticket.request_id):
                 log.exception("The page met an unexpected error.")
-        return CloneView(request_id, error=say(language, "internal", id=request_id))
-    finally:
-        if job is not None:
-            jobs.end(session, job)
-        elif feed is not None:
-            feed.end(Cancelled("The request was not accepted."))
-    return CloneView(request_id, result.wav, result.synthesis)
+        return Outcome(error=say(language, "internal", id=ticket.request_id))
 
 
-def _request(service: Service, form: CloneForm, language: Language) -> CloneRequest:
-    if not form.audio_path:
-        raise InvalidInput(say(language, "no_reference"))
-    settings = service.settings
-    path = Path(form.audio_path)
+def run_clone(service: Service, form: CloneForm, tab: Tab) -> CloneView:
+    """Run one clone through the queue, as the one job of its tab. Never raises: failures become sentences."""
+    feed = service.tickets.claim(form.ticket, "write")
+    ticket = _Ticket()
+
+    def work() -> tuple[CloneResult, Given]:
+        given = _with_words(service, read_source(service, form.source, tab.language), tab)
+        request = clone_request(service.settings, given.audio, replace(form, transcript=given.transcript))
+        if feed is not None and request.takes == 1:
+            ticket.job = service.submit_stream(request, feed)
+        else:
+            ticket.job = service.submit_clone(request)
+            if feed is not None:
+                feed.end(Cancelled("Several takes cannot be played while they are being made."))
+        return _as_the_tabs_job(service, ticket.job, tab), given
+
+    view = _view(attempt(tab.language, work, ticket), ticket, tab)
+    if ticket.job is None and feed is not None:
+        feed.end(Cancelled("The request was not accepted."))
+    return view
+
+
+def transcribe(service: Service, source: Source, tab: Tab) -> Outcome[str]:
+    """Write down what is said in a source's sound, as it is and whatever its transcript says."""
+
+    def work() -> str:
+        given = read_source(service, source, tab.language)
+        return _as_the_tabs_job(service, service.submit_transcription(given.audio), tab)
+
+    return attempt(tab.language, work)
+
+
+def run_edit(service: Service, given: Given, form: EditForm, tab: Tab) -> CloneView:
+    """Run one edit of a sound through the queue, as run_clone does a clone."""
+    ticket = _Ticket()
+
+    def work() -> tuple[CloneResult, Given]:
+        ticket.job = service.submit_edit(edit_request(service.settings, given, form))
+        return _as_the_tabs_job(service, ticket.job, tab), given
+
+    return _view(attempt(tab.language, work, ticket), ticket, tab)
+
+
+def save_voice(service: Service, draft: VoiceDraft, tab: Tab) -> Outcome[Voice]:
+    """Encode and save a voice through the queue; a draft without a transcript gets what is heard in it."""
+
+    def work() -> Voice:
+        given = _with_words(service, Given(draft.audio, draft.transcript), tab)
+        job = service.save_voice(replace(draft, transcript=given.transcript))
+        return _as_the_tabs_job(service, job, tab)
+
+    return attempt(tab.language, work)
+
+
+def _with_words(service: Service, given: Given, tab: Tab) -> Given:
+    """Return a sound with its words: those given, else what is heard in it, where something here can transcribe."""
+    if given.transcript.strip() or not service.transcriber.available:
+        return given
+    words = _as_the_tabs_job(service, service.submit_transcription(given.audio), tab)
+    return replace(given, transcript=words)
+
+
+def _view(outcome: Outcome[tuple[CloneResult, Given]], ticket: _Ticket, tab: Tab) -> CloneView:
+    if outcome.value is None:
+        tab.tell(ticket.request_id, outcome.error)
+        return CloneView(ticket.request_id, error=outcome.error)
+    result, given = outcome.value
+    further = [take.synthesis for take in result.further]
+    tab.tell(ticket.request_id, request_block(result.synthesis, further=further))
+    return CloneView(ticket.request_id, result.wav, result.synthesis, given=given, takes=result.takes)
+
+
+def _as_the_tabs_job(service: Service, job: Job[T], tab: Tab) -> T:
+    """Wait for the job while it is the one of its tab, showing its progress, and return its result."""
+    tab.jobs.begin(tab.session, job)
     try:
-        size = path.stat().st_size
-        if size > settings.max_upload_bytes:
-            raise InvalidInput(
-                f"The reference file has {size / 2**20:.1f} MB; the limit is {settings.max_upload_megabytes} MB."
-            )
-        audio = path.read_bytes()
-    except OSError as error:
-        raise InvalidInput("The uploaded reference is no longer there; please upload it again.") from error
-    return clone_request(settings, audio, form)
+        return _follow(service, job, tab)
+    finally:
+        tab.jobs.end(tab.session, job)
 
 
-def clone_request(settings: Settings, audio: bytes, form: CloneForm) -> CloneRequest:
-    """Return the request of a form and the bytes of its reference. Raises InvalidInput for a number out of range."""
-    seed = None if form.new_seed or form.seed is None else int(form.seed)
-    sampling = SamplingParams(
-        temperature=_number(form.temperature, settings.temperature, 0.0, 2.0, "temperature"),
-        top_k=int(_number(form.top_k, settings.top_k, 0, 10_000, "top-k")),
-        top_p=_number(form.top_p, settings.top_p, 0.01, 1.0, "top-p"),
-        repetition_rule=settings.repetition_rule,
-        seed=seed,
-    )
-    return CloneRequest(
-        audio=audio,
-        transcript=form.transcript or "",
-        text=form.text or "",
-        sampling=sampling,
-        flow_steps=int(_number(form.flow_steps, settings.flow_steps, 1, 50, "number of flow steps")),
-        max_seconds=_number(form.max_seconds, settings.max_output_seconds, 0.12, 3600.0, "longest output"),
-    )
-
-
-def _number(value: float | None, default: float, least: float, most: float, name: str) -> float:
-    """Return the value of a field that may have been emptied, checked against its range."""
-    if value is None:
-        return default
-    if not least <= value <= most:
-        raise InvalidInput(f"The {name} is {value:g}; it must lie between {least:g} and {most:g}.")
-    return value
-
-
-def _follow(job: Job[CloneResult], language: Language, show: ShowProgress) -> CloneResult:
+def _follow(service: Service, job: Job[T], tab: Tab) -> T:
     """Show the job's progress until it is done, and return its result."""
+    told = ""
+    if job.state == "waiting":
+        job.wait_for_change(GRACE_SECONDS)  # mostly it begins at once
     while job.state in ("waiting", "running"):
+        words = ""
         if job.state == "waiting":
-            show(0.0, say(language, "waiting", position=job.position))
+            words = _waiting(service, job.position, tab.language)
+            tab.show(0.0, words)
+        elif job.label in (TRANSCRIBE, SAVE_VOICE):
+            words = say(tab.language, "saving" if job.label == SAVE_VOICE else "transcribing")
+            tab.show(0.0, words)
         elif job.progress[0] in STAGE_SPANS:
             stage, fraction = job.progress
             begin, end = STAGE_SPANS[stage]
-            show(begin + (end - begin) * min(fraction, 1.0), say(language, f"stage_{stage}"))
+            words = say(tab.language, f"stage_{stage}")
+            tab.show(begin + (end - begin) * min(fraction, 1.0), words)
+        if words and words != told:
+            tab.tell(job.id, words)
+            told = words
         job.wait_for_change(POLL_SECONDS)
     return job.result(timeout=None)
+
+
+def _waiting(service: Service, position: int, language: Language) -> str:
+    """Return what is told of a place in the line, with the time that it may take by what turns took of late."""
+    return say(language, "waiting", position=position, seconds=max(position * service.queue.turn_seconds, 1.0))

@@ -1,240 +1,208 @@
-"""The Gradio page. Layout and wiring only: what the buttons do is in handlers.py, every word in strings.py."""
+"""The Gradio page: its head, its tabs, and what passes between them. Every word is in strings.py."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import gradio as gr
-from gradio.processing_utils import save_bytes_to_cache
 
+from stepaudio import tasks
 from stepaudio.cache import CacheStats
 from stepaudio.service import Service
-from stepaudio.types import Synthesis
-from stepaudio.web.handlers import CloneForm, run_clone
-from stepaudio.web.sessions import SessionJobs
-from stepaudio.web.strings import LANGUAGES, Language, language_of, say
-from stepaudio.web.tables import banners, cache_report, run_report, weights_line
-from stepaudio.web.uploads import is_upload
+from stepaudio.web.clone_tab import CloneTab
+from stepaudio.web.compare_tab import CompareTab
+from stepaudio.web.desk import PRIVATE, Desk, merged
+from stepaudio.web.edit_tab import EditTab, option_choices
+from stepaudio.web.fetching import WeightsFetcher
+from stepaudio.web.model_tab import ModelTab
+from stepaudio.web.performance_tab import PerformanceTab
+from stepaudio.web.sessions import Session
+from stepaudio.web.specialise import any_value
+from stepaudio.web.strings import LANGUAGES, Language, language_of
+from stepaudio.web.tables import banners
+from stepaudio.web.voices_tab import VoicesTab
 
 # Uploads and results are looked for every ten minutes and deleted after an hour.
 FILE_CHECK_SECONDS, FILE_LIFE_SECONDS = 600, 3600
-BANNER_REFRESH_SECONDS = 3.0
-CSS = """
-#error { border-left: 4px solid #c0392b; padding: 0.5em 1em; background: #c0392b1a; }
-#banner { border-left: 4px solid #b8860b; padding: 0.5em 1em; background: #b8860b1a; }
-.stepaudio-run { overflow-x: auto; }
-.stepaudio-run table { width: 100%; border-collapse: collapse; font-size: 0.9em; margin-top: 0.75em; }
-.stepaudio-run th, .stepaudio-run td { border: 0 !important; padding: 0.15em 0.5em; white-space: nowrap; }
-.stepaudio-run th, .stepaudio-run td { text-align: right; }
-.stepaudio-run th:first-child, .stepaudio-run th:last-child, .stepaudio-run td:last-child { text-align: left; }
-.stepaudio-run td:last-child { white-space: normal; }
-.stepaudio-run tbody th { font-weight: normal; text-align: left; }
-.stepaudio-run .depth-0 th, .stepaudio-run tfoot { font-weight: bold; }
-.stepaudio-run .depth-1 th { padding-left: 1.5em; }
-.stepaudio-run .depth-2 th { padding-left: 2.75em; opacity: 0.8; }
-.stepaudio-run .share { position: relative; min-width: 6em; }
-.stepaudio-run .share span { position: absolute; left: 0; top: 15%; bottom: 15%; background: #f9731640; }
-.stepaudio-run tfoot tr { border-top: 1px solid currentColor; }
-.stepaudio-player progress { width: 100%; }
-footer { display: none !important; }
-"""
-
-
-PLAYER = '<div class="stepaudio-player" hidden><progress max="1"></progress><span></span></div>'  # see player.js
+REFRESH_SECONDS = 3.0
+CLONE, EDIT, COMPARE = "clone", "edit", "compare"
 
 
 class Page:
-    """The clone page over one Service."""
+    """The studio over one Service."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, fetcher: WeightsFetcher | None = None) -> None:
         self._service = service
-        self._jobs = SessionJobs()
+        self._desk = Desk(service)
+        self._fetcher = fetcher or WeightsFetcher(service.settings)
 
     def build(self) -> gr.Blocks:
         """Return the page, ready to be mounted."""
+        desk = self._desk
+        on = desk.words.on
         with gr.Blocks(
             title="stepaudio", analytics_enabled=False, delete_cache=(FILE_CHECK_SECONDS, FILE_LIFE_SECONDS)
         ) as blocks:
-            self.last = gr.State(None, time_to_live=FILE_LIFE_SECONDS)  # this tab's last Synthesis
-            with gr.Row():
-                with gr.Column(scale=4, min_width=320):
-                    self.heading = gr.Markdown(elem_id="heading")
-                with gr.Column(scale=1, min_width=240):
+            with gr.Row(elem_id="top"):
+                with gr.Column(scale=4, min_width=260):
+                    on(gr.Markdown(elem_id="heading"), value="heading")
+                with gr.Column(scale=1, min_width=250, elem_id="switches"), gr.Row():
                     names = [(name, code) for code, name in LANGUAGES.items()]
-                    self.language = gr.Radio(names, value="en", elem_id="language")
-            self.banner = gr.Markdown(elem_id="banner", visible=False)
-            with gr.Row():
-                with gr.Column():
-                    self.reference = gr.Audio(
-                        sources=["upload", "microphone"], type="filepath", elem_id="reference", buttons=[]
+                    desk.language = on(
+                        any_value(gr.Radio(names, value="en", elem_id="language", container=False)), label="language"
                     )
-                    self.transcript = gr.Textbox(lines=2, elem_id="transcript")
-                    self.text = gr.Textbox(lines=4, elem_id="text")
-                    self._build_advanced()
-                    self.live = gr.Checkbox(value=True, interactive=True, elem_id="live")  # read by player.js
-                    self.ticket = gr.Textbox("", visible=False)  # filled in by player.js
-                    with gr.Row():
-                        self.generate = gr.Button(variant="primary", scale=4, elem_id="generate")
-                        self.stop = gr.Button(variant="stop", scale=1, min_width=100, elem_id="stop")
-                with gr.Column():
-                    self.error = gr.Markdown(elem_id="error", visible=False)
-                    gr.HTML(PLAYER, elem_id="player")
-                    self.result = gr.Audio(interactive=False, elem_id="result", buttons=["download"])
-                    self.run = gr.HTML(elem_id="run")
-                    self._build_cache()
-            self.weights = gr.Markdown(elem_id="weights")
-            self._wire(blocks)
+                    self.dark = on(gr.Button(size="sm", elem_id="dark", min_width=60, scale=0), value="dark")
+            self.banner = gr.Markdown(elem_id="banner", visible=False)
+            with gr.Tabs(selected=CLONE, elem_id="tabs") as self.tabs:
+                with on(gr.Tab(id=CLONE), label="tab_clone"):
+                    self.clone = CloneTab(desk)
+                with on(gr.Tab(id=EDIT), label="tab_edit"):
+                    self.edit = EditTab(desk)
+                with on(gr.Tab(id=COMPARE), label="tab_compare") as compare_tab:
+                    self.compare = CompareTab(desk)
+                with on(gr.Tab(id="voices"), label="tab_voices") as voices_tab:
+                    self.voices = VoicesTab(desk)
+                with on(gr.Tab(id="performance"), label="tab_performance") as performance_tab:
+                    self.performance = PerformanceTab(desk)
+                with on(gr.Tab(id="model"), label="tab_model") as model_tab:
+                    self.model = ModelTab(desk, self._fetcher)
+            self._wire(blocks, compare_tab, voices_tab, [performance_tab, model_tab])
         blocks.queue(default_concurrency_limit=None)
         return blocks
 
-    def _build_advanced(self) -> None:
-        settings = self._service.settings
-        with gr.Accordion(open=False, elem_id="advanced") as self.advanced:
-            with gr.Row():
-                self.new_seed = gr.Checkbox(value=True, elem_id="new-seed")
-                self.seed = gr.Number(value=None, precision=0, elem_id="seed")
-            with gr.Row():
-                self.temperature = gr.Slider(0, 2, settings.temperature, step=0.05, elem_id="temperature")
-                self.top_k = gr.Slider(0, 200, settings.top_k, step=1, elem_id="top-k")
-                self.top_p = gr.Slider(0.05, 1, settings.top_p, step=0.05, elem_id="top-p")
-            with gr.Row():
-                most = settings.max_output_seconds
-                self.max_seconds = gr.Slider(1, most, most, step=1, elem_id="max-seconds")
-                self.flow_steps = gr.Slider(1, 50, settings.flow_steps, step=1, elem_id="flow-steps")
-
-    def _build_cache(self) -> None:
-        with gr.Accordion(open=True, elem_id="cache") as self.cache_box:
-            self.cache = gr.Markdown(elem_id="cache-stats")
-            self.clear = gr.Button(size="sm", elem_id="clear")
-            with gr.Group(visible=False, elem_id="clear-confirm") as self.confirm:
-                self.clear_sure = gr.Markdown(elem_id="clear-sure", container=True)
-                with gr.Row():
-                    self.clear_yes = gr.Button(size="sm", variant="stop", elem_id="clear-yes")
-                    self.clear_no = gr.Button(size="sm", elem_id="clear-no")
-
-    def _wire(self, blocks: gr.Blocks) -> None:
-        labels = [
-            *(self.heading, self.language, self.reference, self.transcript, self.text, self.advanced, self.new_seed),
-            *(
-                self.seed,
-                self.temperature,
-                self.top_k,
-                self.top_p,
-                self.max_seconds,
-                self.flow_steps,
-                self.generate,
-                self.stop,
-            ),
-            *(self.live, self.result, self.cache_box, self.clear, self.clear_sure, self.clear_yes, self.clear_no),
-        ]
-        status = [self.banner, self.cache, self.weights]
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-
-        def on_load(request: gr.Request) -> list[Any]:
-            language = language_of(request.headers.get("accept-language", ""))
-            return [*self._labels(language), *self._status(language)]
-
-        blocks.load(on_load, None, [*labels, *status], **private)
-        self.language.input(
-            lambda language, last: [*self._labels(language), *self._status(language), self._report(last, language)],
-            [self.language, self.last],
-            [*labels, *status, self.run],
-            **private,
+    def _wire(self, blocks: gr.Blocks, compare_tab: gr.Tab, voices_tab: gr.Tab, live_tabs: list[gr.Tab]) -> None:
+        desk, language = self._desk, self._desk.language
+        for tab in (self.clone, self.edit, self.compare, self.voices, self.performance, self.model):
+            tab.wire()
+        remembered = gr.Textbox("", visible=False)  # filled in by studio.js
+        blocks.load(
+            self._load,
+            remembered,
+            [language, *self._everything],
+            js="() => [stepaudioStudio.language()]",
+            **PRIVATE,
         )
-        # The banner follows the loading of the models and the health of the cache without a reload.
-        timer = gr.Timer(BANNER_REFRESH_SECONDS)
-        timer.tick(self._status, self.language, status, **private)
+        language.input(
+            self._translate,
+            [language, self.edit.task, self.compare.first, self.compare.second, self.voices.chosen],
+            self._everything,
+            **PRIVATE,
+        ).then(None, language, None, js="(language) => stepaudioStudio.speak(language)")
+        # What happens without anybody's doing on this page: loading, other users' runs, a download.
+        gr.Timer(REFRESH_SECONDS).tick(self._status, language, self._live, **PRIVATE)
+        for live in live_tabs:
+            live.select(self._status, language, self._live, **PRIVATE)
+        self.dark.click(None, None, None, js="() => stepaudioStudio.dark()")
+        blocks.unload(desk.end)  # a reload or a closed tab: nobody waits for the job any more
 
-        fields = [
-            *(self.reference, self.transcript, self.text, self.new_seed, self.seed),
-            *(self.temperature, self.top_k, self.top_p, self.max_seconds, self.flow_steps),
-        ]
-        asked = [*fields, self.ticket, self.language]
-        self.generate.click(
-            self._generate,
-            asked,
-            [self.result, self.run, self.error, self.seed, self.last, *status],
-            api_visibility="private",
-            show_progress_on=self.result,
-            concurrency_limit=None,
-            js=f"(...values) => stepaudioPlayer.begin(values.slice(0, {len(asked)}))",
+        compare_tab.select(
+            self._compare, [self.compare.first, self.compare.second, language], self.compare.outputs, **PRIVATE
         )
-        self.stop.click(self._stop, None, None, **private)
-        blocks.unload(self._stop)  # a reload or a closed tab: nobody waits for the job any more
-        show, hide = gr.update(visible=True), gr.update(visible=False)
-        self.clear.click(lambda: show, None, self.confirm, **private)
-        self.clear_no.click(lambda: hide, None, self.confirm, **private)
-        self.clear_yes.click(self._clear, self.language, [self.confirm, *status], **private)
+        voices_tab.select(self.voices.view, [self.voices.chosen, language], self.voices.outputs, **PRIVATE)
+        self.clone.compare.click(lambda: gr.update(selected=COMPARE), None, self.tabs, **PRIVATE).then(
+            self._compare_newest, language, self.compare.outputs, **PRIVATE
+        )
+        self.clone.edit.click(
+            self._edit_result, [language, self.edit.out.format], [self.tabs, *self.edit.outputs], **PRIVATE
+        )
 
-    def _generate(self, request: gr.Request, *values: Any, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008 - Gradio's way
-        path, *fields, language = values
-        view = run_clone(
-            self._service,
-            CloneForm(path if path and is_upload(path) else None, *fields),
-            language,
-            lambda fraction, words: progress(fraction, desc=words),
-            self._jobs,
-            str(request.session_hash),
-        )
-        sound = None
-        if view.wav is not None:
-            sound = save_bytes_to_cache(view.wav, f"stepaudio-{view.request_id}.wav", self.result.GRADIO_CACHE)
+    @property
+    def _live(self) -> list[gr.blocks.Block]:
+        """What is looked at all the time."""
         return [
-            sound,
-            self._report(view.synthesis, language),
-            gr.update(value=view.error, visible=bool(view.error)),
-            view.synthesis.seed if view.synthesis is not None else gr.skip(),
-            view.synthesis,
-            *self._status(language),
+            *(self.banner, *self.performance.live.values(), *self.model.live.values()),
+            *(self.clone.note, *self.clone.picker.offers, *self.edit.picker.offers),
         ]
 
-    def _stop(self, request: gr.Request) -> None:
-        self._jobs.stop(str(request.session_hash))
+    @property
+    def _everything(self) -> list[gr.blocks.Block]:
+        """What a change of language may change."""
+        return list(
+            dict.fromkeys(
+                [
+                    *(*self._desk.words.components, *self._live),
+                    *(self.edit.task, self.edit.note, self.edit.option, *self.edit.outputs),
+                    *(self.clone.run, self.clone.takes_made, *self.compare.outputs, *self.voices.outputs),
+                ]
+            )
+        )
 
-    def _report(self, synthesis: Synthesis | None, language: Language) -> str:
-        return run_report(synthesis, language) if synthesis is not None else ""
+    def _load(self, stored: str, request: gr.Request) -> dict[gr.blocks.Block, Any]:
+        language: Language = "zh" if stored == "zh" else "en"
+        if stored not in LANGUAGES:
+            language = language_of(request.headers.get("accept-language", ""))
+        translated = self._translated(self._desk.session(request), language, tasks.EDITS[0].name)
+        return merged([*translated, (self._desk.language, language)])
 
-    def _clear(self, language: Language) -> list[Any]:
-        engine = self._service.engine
-        if engine is not None:
-            gr.Info(say(language, "cleared", count=engine.pipeline.cache.clear()))
-        return [gr.update(visible=False), *self._status(language)]
+    def _translate(
+        self,
+        language: Language,
+        task: str,
+        first: int | None,
+        second: int | None,
+        voice: str | None,
+        request: gr.Request,
+    ) -> dict[gr.blocks.Block, Any]:
+        return merged(self._translated(self._desk.session(request), language, task, first, second, voice))
+
+    def _translated(
+        self,
+        session: Session,
+        language: Language,
+        task: str,
+        first: int | None = None,
+        second: int | None = None,
+        voice: str | None = None,
+    ) -> list[tuple[gr.blocks.Block, Any]]:
+        """Return everything that has words in it, in a language."""
+        session.sent.clear()
+        edit, compare, voices = self.edit, self.compare, self.voices
+        return [
+            *self._desk.words.updates(language),
+            *self._fresh(session, language),
+            (edit.option, gr.update(choices=option_choices(task, language))),
+            *zip([edit.task, edit.note], edit.task_view(task, language), strict=True),
+            *zip(edit.outputs, edit.view(session, language), strict=True),
+            (self.clone.run, self.clone.report(session, language)),
+            (self.clone.takes_made, self.clone.take_choices(session, language)),
+            *zip(compare.outputs, compare.opened(session, first, second, language), strict=True),
+            *zip(voices.outputs, voices.view(voice, language), strict=True),
+        ]
+
+    def _status(self, language: Language, request: gr.Request) -> dict[gr.blocks.Block, Any]:
+        return merged([(self.banner, gr.skip()), *self._fresh(self._desk.session(request), language)])
+
+    def _fresh(self, session: Session, language: Language) -> list[tuple[gr.blocks.Block, Any]]:
+        """Return what of ``_live`` this tab does not show already."""
+        stats = self._stats()
+        banner = banners(self._service, stats, language)
+        performance, model = self.performance, self.model
+        now = [
+            (self.banner, gr.update(value=banner, visible=bool(banner))),
+            (self.clone.note, self.clone.note_for(language)),
+            *((performance.live[name], value) for name, value in performance.values(session, stats, language).items()),
+            *((model.live[name], value) for name, value in model.values(language).items()),
+        ]
+        for picker in (self.clone.picker, self.edit.picker):
+            now.extend(zip(picker.offers, picker.refreshed(language), strict=True))
+        fresh = [(component, value) for component, value in now if session.sent.get(component._id) != value]
+        session.sent.update({component._id: value for component, value in now})
+        return fresh
 
     def _stats(self) -> CacheStats | None:
         engine = self._service.engine
         return engine.pipeline.cache.stats() if engine is not None else None
 
-    def _status(self, language: Language) -> list[Any]:
-        """Return the values of banner, cache line and weights line."""
-        stats = self._stats()
-        banner = banners(self._service, stats, language)
-        return [
-            gr.update(value=banner, visible=bool(banner)),
-            cache_report(stats, language),
-            weights_line(self._service, language),
-        ]
+    def _compare(self, first: int | None, second: int | None, language: Language, request: gr.Request) -> list[Any]:
+        return self.compare.opened(self._desk.session(request), first, second, language)
 
-    def _labels(self, language: Language) -> list[Any]:
-        """Return the words of every component, in the order of ``labels``."""
+    def _compare_newest(self, language: Language, request: gr.Request) -> list[Any]:
+        return self.compare.opened(self._desk.session(request), None, None, language)
 
-        def word(key: str) -> str:
-            return say(language, key)
-
-        heading = f"# {word('title')}\n{word('intro')} {word('notice')}"
-        return [
-            gr.update(value=heading),
-            gr.update(label=word("language"), value=language),
-            gr.update(label=word("reference")),
-            gr.update(label=word("transcript"), placeholder=word("transcript_hint")),
-            gr.update(label=word("text"), placeholder=word("text_hint")),
-            gr.update(label=word("advanced")),
-            *(
-                gr.update(label=word(key))
-                for key in ("new_seed", "seed", "temperature", "top_k", "top_p", "max_seconds", "flow_steps")
-            ),
-            *(gr.update(value=word(key)) for key in ("generate", "stop")),
-            gr.update(label=word("live")),
-            gr.update(label=word("result")),
-            gr.update(label=word("cache")),
-            *(gr.update(value=word(key)) for key in ("clear", "clear_sure", "clear_yes", "clear_no")),
-        ]
+    def _edit_result(self, language: Language, form: str, request: gr.Request) -> list[Any]:
+        session = self._desk.session(request)
+        take = session.take
+        if take is None:
+            return [gr.skip(), *(gr.skip() for _ in self.edit.outputs)]
+        sound = take.sound
+        return [gr.update(selected=EDIT), *self.edit.begin_with(session, sound.wav, sound.transcript, language, form)]

@@ -104,18 +104,19 @@
     true,
   );
 
-  // Called with the inputs of a generation, the last but one of which is the ticket; returns them with it filled in.
+  // Called with the inputs of a generation, the last but two of which is the ticket; returns them with it filled in.
   // The player is made within the click, or the browser would not let it sound.
   const begin = async (values) => {
     current?.end("stopped");
-    current = document.querySelector("#live input").checked ? new Player() : null;
+    const takes = Number(document.querySelector("#takes input").value); // several are chosen from, not listened to at once
+    current = document.querySelector("#live input").checked && takes === 1 ? new Player() : null;
     if (!current) return values;
     const player = current;
     const failed = () => player.end("stopped");
     try {
       const ticket = await player.ticket();
       player.play(ticket).catch(failed);
-      return [...values.slice(0, -2), ticket, values.at(-1)];
+      return [...values.slice(0, -3), ticket, ...values.slice(-2)];
     } catch {
       failed(); // then the sound comes when it is complete
       return values;

@@ -1,23 +1,39 @@
-"""The job of each browser tab: a new one, a stop, a reload or a closed tab ends the one before."""
+"""What the server remembers of each browser tab: its job, its log, its sounds, its chain of edits.
+
+A tab is known by Gradio's session hash, which a reload changes: nothing of a tab is ever shown in another one.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from stepaudio.queue import Job
-from stepaudio.service import CloneResult
+from stepaudio.types import Synthesis
+from stepaudio.web.history import Chain
 
-CloneJob = Job[CloneResult]
+TabJob = Job[Any]
+Kind = Literal["reference", "clone", "edit"]
+
+LOG_LINES = 200
+SHELF_SOUNDS = 24
+IDLE_SECONDS = 3600.0
+MOST_BYTES = 512 * 2**20
+"""Of the sounds of all tabs together; those of the tab that was used least recently go first."""
 
 
 class SessionJobs:
     """Remembers, for each session that has one, the job that runs or waits for it. Safe in many threads."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, CloneJob] = {}
+        self._jobs: dict[str, TabJob] = {}
         self._lock = threading.Lock()
 
-    def begin(self, session: str, job: CloneJob) -> None:
+    def begin(self, session: str, job: TabJob) -> None:
         """Take a session's new job; an earlier one is cancelled."""
         with self._lock:
             earlier = self._jobs.get(session)
@@ -32,7 +48,7 @@ class SessionJobs:
         if job is not None:
             job.cancel()
 
-    def end(self, session: str, job: CloneJob) -> None:
+    def end(self, session: str, job: TabJob) -> None:
         """Forget a job that is over."""
         with self._lock:
             if self._jobs.get(session) is job:
@@ -41,3 +57,109 @@ class SessionJobs:
     def __len__(self) -> int:
         with self._lock:
             return len(self._jobs)
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """A sound that a tab has heard or made. number: counts up within the tab. detail: what tells it from others."""
+
+    number: int
+    kind: Kind
+    wav: bytes
+    transcript: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Take:
+    """One of the sounds that a clone has made."""
+
+    sound: Sound
+    synthesis: Synthesis
+
+
+@dataclass(eq=False)
+class Session:
+    """One tab. takes: the sounds of the last clone with what is told of each; picked: the one that was chosen.
+    last: the run that is reported.
+
+    sent: what the tab shows of the status that is refreshed all the time, so that only changes are sent.
+    """
+
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
+    shelf: deque[Sound] = field(default_factory=lambda: deque(maxlen=SHELF_SOUNDS))
+    chain: Chain = field(default_factory=Chain)
+    takes: list[Take] = field(default_factory=list)
+    picked: int = 0
+    last: Synthesis | None = None
+    sent: dict[int, object] = field(default_factory=dict)
+    used: float = 0.0
+    _count: int = 0
+
+    def tell(self, request_id: str, text: str) -> None:
+        """Add lines about a request of this tab to its log."""
+        stamp = time.strftime("%H:%M:%S")
+        self.log.extend(f"{stamp} [{request_id}] {line}" for line in text.split("\n"))
+
+    def keep(self, kind: Kind, wav: bytes, transcript: str, detail: str = "") -> Sound:
+        """Put a sound on the shelf and return it; one that lies there already is not kept twice."""
+        found = self.same(wav)
+        if found is not None:
+            return found
+        self._count += 1
+        sound = Sound(self._count, kind, wav, transcript, detail)
+        self.shelf.append(sound)
+        return sound
+
+    def same(self, wav: bytes) -> Sound | None:
+        """Return the sound of the shelf that is this file."""
+        return next((sound for sound in self.shelf if sound.wav == wav), None)
+
+    def sound(self, number: int | None) -> Sound | None:
+        """Return the sound of the shelf with this number, if it is still there."""
+        return next((sound for sound in self.shelf if sound.number == number), None)
+
+    @property
+    def take(self) -> Take | None:
+        """The take that was chosen, the first one if none was; None before there is one."""
+        return self.takes[self.picked] if self.takes else None
+
+    @property
+    def bytes(self) -> int:
+        return sum(len(sound.wav) for sound in self.shelf) + sum(len(step.wav) for step in self.chain.steps)
+
+
+class Sessions:
+    """The tabs that are open, as far as the server knows. Safe in many threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, most_bytes: int = MOST_BYTES) -> None:
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.Lock()
+        self._clock = clock
+        self._most_bytes = most_bytes
+
+    def of(self, name: str) -> Session:
+        """Return the session of this name, a new one where there is none; others are forgotten when they are old."""
+        with self._lock:
+            session = self._sessions.setdefault(name, Session())
+            session.used = self._clock()
+            self._forget(session)
+            return session
+
+    def end(self, name: str) -> None:
+        """Forget a tab that was closed or loaded anew."""
+        with self._lock:
+            self._sessions.pop(name, None)
+
+    def _forget(self, current: Session) -> None:
+        by_age = sorted(self._sessions.items(), key=lambda item: item[1].used)
+        total = sum(session.bytes for _, session in by_age)
+        for name, session in by_age:
+            idle = current.used - session.used > IDLE_SECONDS
+            if session is not current and (idle or total > self._most_bytes):
+                total -= session.bytes
+                del self._sessions[name]
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._sessions)

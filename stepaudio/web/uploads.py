@@ -6,11 +6,13 @@ an application that is mounted in another one, copy any file of this machine to 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+
+from stepaudio.web.specialise import specialise
 
 
 def is_upload(path: str | Path) -> bool:
@@ -20,19 +22,18 @@ def is_upload(path: str | Path) -> bool:
 
 def take_uploads_only(blocks: gr.Blocks) -> None:
     """Make every component of the page refuse paths and addresses of other things, without touching them."""
+    taken: set[str] = set()
+    blocks.temp_file_sets.append(taken)  # so that Gradio deletes them in time
 
-    def closed_door(block: gr.blocks.Block) -> Callable[[str | Path | None], Awaitable[str | None]]:
-        async def keep(path: str | Path | None) -> str | None:
-            if path is None:
-                return None
-            if not is_upload(path):
-                raise gr.Error("A file must be uploaded; paths and addresses are not taken.", print_exception=False)
-            block.temp_files.add(str(path))  # so that Gradio deletes it in time
-            return str(path)
-
-        return keep
+    async def keep(block: Any, path: str | Path | None) -> str | None:
+        if path is None:
+            return None
+        if not is_upload(path):
+            raise gr.Error("A file must be uploaded; paths and addresses are not taken.", print_exception=False)
+        taken.add(str(path))
+        return str(path)
 
     for block in blocks.blocks.values():
-        block.async_move_resource_to_block_cache = closed_door(block)
+        specialise(block, async_move_resource_to_block_cache=keep)
     # Gradio checks local paths too, but of launched applications only, and mounting does not count as that.
     blocks.has_launched = True

@@ -1,0 +1,148 @@
+"""What stands before every route of the API: the key, the size of the request, who asks; and the count of answers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from stepaudio.api.errors import error_response
+from stepaudio.errors import InvalidInput
+from stepaudio.service import Service
+from stepaudio.settings import Settings
+
+# As ASGI has them, https://asgi.readthedocs.io/en/latest/specs/www.html
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+FORM_BYTES = 2**20
+"""What a request may hold beside a file."""
+BATCH_BYTES = 8 * 2**20
+BODY_SECONDS = 60.0
+"""How long a client may take for one piece of its request."""
+
+
+class Guard:
+    """ASGI middleware for the API's paths; the page's own are let through as they are."""
+
+    def __init__(self, app: App, service: Service, keys: tuple[bytes, ...]) -> None:
+        """keys: one of which a client must send; () where none is needed."""
+        self._app = app
+        self._service = service
+        self._keys = keys
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
+        if not _is_api(path):
+            return await self._app(scope, receive, send)
+        state = scope.setdefault("state", {})
+        state["request_id"] = secrets.token_hex(8)
+        counted = self._counted(scope, send, state["request_id"])
+        headers = {name: value for name, value in scope["headers"] if name in (b"authorization", b"content-length")}
+        key = self._key(headers.get(b"authorization", b""))
+        if key is None:
+            wrong = "The key is not one of this server's." if b"authorization" in headers else "A key is needed."
+            message = f"{wrong} Send it as 'Authorization: Bearer KEY'."
+            refused = error_response(
+                401, message, "authentication_error", "invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
+            )
+            return await refused(scope, receive, counted)
+        client = scope.get("client")
+        state["client"] = key or (client[0] if client else "unknown")
+        limit = _limit(path, self._service.settings)
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > limit:
+            refused = error_response(413, _too_large(limit), "invalid_request_error", "too_large")
+            return await refused(scope, receive, counted)
+        return await self._app(scope, _limited(receive, limit), counted)
+
+    def _key(self, sent: bytes) -> str | None:
+        """Return what to call the client by its key, "" where no key is needed, None where it is missing or wrong."""
+        if not self._keys:
+            return ""
+        scheme, _, key = sent.partition(b" ")
+        # All of them are compared, each in a time that does not depend on where they differ.
+        right = [hmac.compare_digest(key.strip(), known) for known in self._keys]
+        if scheme.lower() != b"bearer" or not any(right):
+            return None
+        return "key:" + hashlib.sha256(self._keys[right.index(True)]).hexdigest()[:16]
+
+    def _counted(self, scope: Message, send: Send, request_id: str) -> Send:
+        """Return a ``send`` that gives every answer a request id and counts it."""
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "unknown")
+                self._service.metrics.answered(_method(scope["method"]), route, message["status"])
+                if not any(name == b"x-request-id" for name, _ in message["headers"]):
+                    message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        return sending
+
+
+def read_keys(settings: Settings) -> tuple[bytes, ...]:
+    """Return the keys that the settings name; raises InvalidInput for a file that holds none or cannot be read."""
+    keys = [key.strip() for key in settings.api_keys.split(",") if key.strip()]
+    if settings.api_keys_file:
+        try:
+            lines = Path(settings.api_keys_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"The file of API keys {settings.api_keys_file} cannot be read: {error}.") from error
+        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not found:  # an empty file must not open the door
+            raise InvalidInput(f"The file of API keys {settings.api_keys_file} holds no key.")
+        keys += found
+    return tuple(key.encode() for key in dict.fromkeys(keys))
+
+
+def _is_api(path: str) -> bool:
+    # Below /stream/ are the page's own: its player, and sounds by a ticket that nobody can guess.
+    return path.startswith("/v1/") or path in ("/v1", "/stream", "/metrics")
+
+
+def _limit(path: str, settings: Settings) -> int:
+    if path == "/v1/batch":
+        return BATCH_BYTES
+    takes_file = path in ("/stream", "/v1/voices", "/v1/audio/edits", "/v1/audio/transcriptions")
+    return FORM_BYTES + (settings.max_upload_bytes if takes_file else 0)
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """Return a ``receive`` that ends a body which is larger than it said, or comes too slowly."""
+    received = 0
+    complete = False
+
+    async def receiving() -> Message:
+        nonlocal received, complete
+        if complete:
+            return await receive()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                message = await receive()
+        except TimeoutError as error:
+            raise HTTPException(408, f"Nothing of the request came for {BODY_SECONDS:.0f} s.") from error
+        received += len(message.get("body", b""))
+        complete = not message.get("more_body", False)
+        if received > limit:
+            raise HTTPException(413, _too_large(limit))
+        return message
+
+    return receiving
+
+
+def _too_large(limit: int) -> str:
+    return f"The request is too large: at most {limit / 2**20:.0f} MB are taken here."
+
+
+def _method(name: str) -> str:
+    """Return the method for the count of answers, so that invented ones cannot fill the memory with names."""
+    return name if name in ("GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS") else "other"

@@ -1,0 +1,68 @@
+"""Edits over HTTP, and the list of what can be asked for."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from stepaudio import tasks
+from tests.api.kit import RECORDING, SHORT, until
+from tests.api.test_speech import samples_of
+from tests.api.test_stream import told
+
+FORM = {name: str(value) for name, value in SHORT.items()}
+FILE = {"audio": ("a.wav", RECORDING)}
+
+
+def test_a_recording_is_edited_and_the_headers_tell_how(client):
+    form = {"task": "emotion", "option": "happy", "transcript": "the words", **FORM}
+    answer = client.post("/v1/audio/edits", data=form, files=FILE)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "audio/wav")
+    assert len(samples_of(answer.content)) == 5 * 2880
+    assert answer.headers["x-stepaudio-seed"] == "3"
+    assert answer.headers["x-stepaudio-cache"] in ("hit", "miss")
+    assert "edit;dur=" in answer.headers["server-timing"]
+
+
+def test_a_saved_voice_is_edited_with_the_words_saved_with_it(client, ada):
+    form = {"task": "paralinguistic", "new_text": "the [Sigh] words", "voice": "Ada", "response_format": "mp3", **FORM}
+    answer = client.post("/v1/audio/edits", data=form, files={})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "audio/mpeg")
+    assert len(answer.content) > 500
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "status", "expected"),
+    [
+        ({}, FILE, 422, "task"),
+        ({"task": "emotion", "option": "hungry", "transcript": "x"}, FILE, 400, "'hungry' is not one of them"),
+        ({"task": "clone", "transcript": "x"}, FILE, 400, "not an edit"),
+        ({"task": "denoise"}, None, 400, "either the file audio or the field voice"),
+        ({"task": "denoise", "voice": "Ada"}, FILE, 400, "either the file audio or the field voice"),
+        ({"task": "denoise", "voice": "Eve"}, None, 404, "There is no saved voice 'Eve'"),
+        ({"task": "denoise"}, {"audio": ("a.wav", b"no sound")}, 415, "cannot be read as sound"),
+        ({"task": "denoise", "passes": "9"}, FILE, 422, "passes"),
+        ({"task": "denoise", "colour": "red"}, FILE, 422, "colour"),
+        ({"task": "speed", "option": "faster"}, FILE, 400, "transcript of the reference is empty"),
+    ],
+)
+def test_what_is_wrong_is_told(client, ada, fields, files, status, expected):
+    answer = client.post("/v1/audio/edits", data=fields, files=files)
+    assert answer.status_code == status
+    assert expected in told(answer)["message"]
+
+
+def test_a_client_that_leaves_stops_its_edit(client, service, ada):
+
+    form = {"task": "vad", "voice": "Ada", "passes": "5", "flow_steps": "50"}
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/audio/edits", data=form, timeout=0.2)
+    until(lambda: service.queue.running == 0 and service.queue.waiting == 0, 5)
+
+
+def test_the_tags_are_those_of_the_one_table(client):
+    found = client.get("/v1/tags").json()
+    assert found["paralinguistic"] == list(tasks.PARALINGUISTIC_TAGS)
+    assert found["languages"] == list(tasks.LANGUAGE_TAGS)
+    assert {edit["task"]: edit["options"] for edit in found["edits"]} == {s.name: list(s.options) for s in tasks.EDITS}
+    assert [edit["task"] for edit in found["edits"] if edit["needs_new_text"]] == ["paralinguistic"]

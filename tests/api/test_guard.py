@@ -1,0 +1,172 @@
+"""What stands before every route: keys, sizes, time, and a limit for each client."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+import httpx
+import openai
+import pytest
+
+from stepaudio.api import build_app, guard
+from stepaudio.api.guard import BATCH_BYTES, FORM_BYTES, read_keys
+from stepaudio.errors import InvalidInput
+from stepaudio.settings import Settings
+from tests.api.kit import LONG, RECORDING, SHORT, serving, until
+from tests.api.test_stream import told
+
+
+@pytest.fixture(scope="module")
+def keyed(kept_engine, tmp_path_factory):
+    """The address and the service of a server with two keys, one from a file, and two jobs for each client."""
+    from tests.api.conftest import started
+
+    folder = tmp_path_factory.mktemp("keyed")
+    (folder / "keys").write_text("# of people\nkey-of-bob\n\n")
+    service = started(kept_engine, folder, api_keys="key-of-ada, ", api_keys_file=str(folder / "keys"), client_limit=2)
+    with serving(service) as url:
+        yield url, service
+    service.close()
+
+
+def headers(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer key-of-{name}"}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {},
+        {"Authorization": "Bearer key-of-eve"},
+        {"Authorization": "key-of-ada"},
+        {"Authorization": "Basic key-of-ada"},
+    ],
+)
+@pytest.mark.parametrize(
+    "place", ["GET /v1/voices", "POST /v1/audio/speech", "POST /stream", "GET /metrics", "GET /v1/x"]
+)
+def test_without_a_right_key_nothing_is_answered(keyed, sent, place):
+    method, path = place.split()
+    answer = httpx.request(method, keyed[0] + path, headers=sent)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert told(answer)["type"] == "authentication_error"
+    assert "key-of" not in answer.text
+
+
+def test_each_key_opens_and_the_health_checks_need_none(keyed):
+    url, _ = keyed
+    for name in ("ada", "bob"):
+        assert httpx.get(f"{url}/v1/voices", headers=headers(name)).status_code == 200
+    assert httpx.get(f"{url}/health/ready").status_code == 200
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
+    assert [m.id for m in openai.OpenAI(base_url=f"{url}/v1", api_key="key-of-bob").models.list()] == ["test-weights"]
+
+
+def begun(url: str, request: httpx.Request) -> socket.socket:
+    """Send a request over a connection of its own, and return that without waiting for the answer."""
+    content = request.read()
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30)
+    connection.sendall(f"{request.method} {request.url.path} HTTP/1.1\r\n{head}\r\n".encode() + content)
+    return connection
+
+
+def test_one_client_cannot_fill_the_line_and_others_still_get_in(keyed):
+    url, service = keyed
+
+    def request(name: str, **more) -> httpx.Request:
+        data = {"transcript": "the words", "text": LONG, "max_seconds": "100", "flow_steps": "1", **more}
+        return httpx.Request(
+            "POST", f"{url}/stream", data=data, files={"audio": ("a.wav", RECORDING)}, headers=headers(name)
+        )
+
+    with httpx.Client(timeout=30) as client, begun(url, request("ada")), begun(url, request("ada")):
+        until(lambda: service.queue.running == 1 and service.queue.waiting == 1)
+        refused = client.send(request("ada"))
+        assert refused.status_code == 429
+        assert "2 requests of yours" in told(refused)["message"]
+        assert int(refused.headers["retry-after"]) >= 1
+        with begun(url, request("bob")):
+            until(lambda: service.queue.waiting == 2)
+    until(lambda: service.queue.waiting == 0 and service.queue.running == 0)
+
+
+def test_keys_come_from_the_settings_and_are_not_shown(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("one\n# not this\n two \none\n")
+    settings = Settings(api_keys="three,, one", api_keys_file=str(file))
+    assert read_keys(settings) == (b"three", b"one", b"two")
+    assert "three" not in repr(settings)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"# nothing\n", b"\xff\xfe"])
+def test_a_file_of_keys_without_keys_does_not_open_the_door(make_service, tmp_path, content):
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InvalidInput, match=str(file)):
+        build_app(make_service(api_keys_file=str(file)))
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [("/v1/audio/speech", FORM_BYTES), ("/v1/batch", BATCH_BYTES), ("/v1/voices", FORM_BYTES + 2 * 2**20)],
+)
+@pytest.mark.parametrize("said", [True, False])
+def test_what_is_too_large_is_refused_before_it_is_read(url, path, limit, said):
+    kind = "application/json" if path != "/v1/voices" else "multipart/form-data; boundary=x"
+    length = f"Content-Length: {limit + 1}" if said else "Transfer-Encoding: chunked"
+    start = (
+        b'--x\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n' if path == "/v1/voices" else b"["
+    )
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n{length}\r\n\r\n".encode())
+        if not said:
+            for piece in (start, *[b" " * 2**16] * (limit // 2**16 + 1)):
+                connection.sendall(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        answer = b""
+        while b"}}" not in answer:
+            answer += connection.recv(2**16)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.split()[1] == b"413"
+    error = json.loads(body)["error"]
+    assert error["code"] == "too_large"
+    assert f"{limit / 2**20:.0f} MB" in error["message"]
+
+
+@pytest.mark.parametrize("length", ["-1", "many", "1e3", "99999999999999999999999"])
+def test_a_length_that_is_none_is_refused(url, length):
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection:
+        connection.sendall(f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
+        answer = connection.recv(1000)
+    assert answer.split()[1] in (b"400", b"413")
+
+
+def test_a_body_that_does_not_come_ends_the_request(client, url, monkeypatch):
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection:
+        head = b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
+        start = time.monotonic()
+        answer = connection.recv(2000)
+        assert answer.split()[1] == b"408"
+        assert 0.2 < time.monotonic() - start < 5
+    assert client.get("/v1/models").status_code == 200
+
+
+def test_every_answer_has_an_id_of_its_own(client):
+    ids = {client.get("/v1/models").headers["x-request-id"] for _ in range(5)}
+    assert len(ids) == 5
+
+
+def test_urls_of_clients_are_not_fetched(client, ada):
+    """No field takes an address: what looks like one is a name that nothing has."""
+    for place in ("http://127.0.0.1:9/voice.wav", "file:///etc/passwd"):
+        body = {"model": "tts-1", "voice": place, "input": "Hello.", "stepaudio": SHORT}
+        assert client.post("/v1/audio/speech", json=body).status_code == 404
+        form = {"task": "denoise", "audio": place}
+        assert client.post("/v1/audio/edits", data=form).status_code == 422
