@@ -96,7 +96,10 @@ class Settings(BaseSettings):
         15.0, ge=1, description="a text that takes longer to speak is split into passages where sentences end"
     )
     decode_rows: int = Field(
-        16, ge=1, le=64, description="passages, takes and texts that the language model decodes side by side"
+        16,
+        ge=1,
+        le=64,
+        description="passages, takes and texts decoded side by side (at full size about 0.25 GB of memory each)",
     )
 
     temperature: float = Field(0.7, ge=0, le=2, description="default sampling temperature; 0: greedy")
