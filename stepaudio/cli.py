@@ -103,8 +103,17 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(export, only=["models_dir", "weights", "cache_dir", "device", "threads"])
     export.set_defaults(run=export_encoder.run)
 
-    bench = commands.add_parser("bench", help="measure", description="Measure, side by side in one run.")
-    benches = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
+    from stepaudio.bench import suite
+
+    bench = commands.add_parser(
+        "bench",
+        help="measure the product against the reference's way of working",
+        description="Measure the whole product, side by side with the reference's way of working, in one run.",
+    )
+    suite.add_arguments(bench)
+    add_flags(bench, only=suite.SETTINGS)
+    bench.set_defaults(run=suite.run)
+    benches = bench.add_subparsers(dest="bench", metavar="WHAT", help="(none: everything)")
     encode = benches.add_parser("encode", help="chunk loop against window-parallel; miss against hit")
     from stepaudio.bench import encode as bench_encode
 

@@ -296,15 +296,14 @@ class Pipeline:
 
         def order(words: str) -> Order:
             parts: list[Passage] = []
-            longest = silence = 0.0
+            longest = 0.0
             for part in passages(words, self.limits.passage_seconds):
                 told = self._verbalise(part.text)
                 ids = self._prompts.clone(transcript, prompt, told, reference.waveform)
                 most = most_tokens(seconds_cap(told), self.limits, sampling, max_seconds)
                 parts.append(Passage(ids, self._prompts.shared(ids), most, part.pause))
                 longest += seconds_cap(told)
-                silence += part.pause
-            most = most_tokens(longest, self.limits, sampling, max_seconds, silence=silence)
+            most = most_tokens(longest, self.limits, sampling, max_seconds)
             return Order(tuple(parts), prompt, encoding, times, words, sampling, seed, most)
 
         return [order(words) for words in all_words]

@@ -89,10 +89,12 @@ class CloneRequest(Request):
             "progress": job.report,
             "should_stop": job.should_stop,
         }
-        if self.feed is None:
-            return pipeline.takes(reference, self.text, self.takes, self.sampling, **options)
         if self.takes != 1:
-            raise InvalidInput("Several takes cannot be played while they are being made; ask for one, or for files.")
+            if self.feed is not None:
+                raise InvalidInput("Several takes cannot be played while they are being made; ask for one.")
+            return pipeline.takes(reference, self.text, self.takes, self.sampling, **options)
+        if self.feed is None:
+            return [pipeline.clone(reference, self.text, self.sampling, **options)]
         stream = pipeline.stream(reference, self.text, self.sampling, **options)
         self.feed.begin(timer.so_far())
         return [stream.into(self.feed.put)]

@@ -64,6 +64,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the language model; auto: bfloat16 on a GPU that has it, else float32"
     )
+    variant: Literal["auto", "base", "awq", "bnb-int8", "bnb-nf4"] = Field(
+        "auto",
+        description="form of the language model; awq: the folder Step-Audio-EditX-AWQ-4bit, bnb: packed by "
+        "bitsandbytes when loaded; auto: base, else what is there",
+    )
     tf32: bool = Field(True, description="TF32 for float32 work on a GPU")
     linguistic_engine: Literal["torch", "torch-bf16", "onnx", "onnx-int8"] = Field(
         "torch", description="what computes the linguistic codes; onnx and onnx-int8 run what export-encoder wrote"

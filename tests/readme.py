@@ -1,12 +1,11 @@
-"""The generated parts of README.md: ``python -m tests.readme`` writes them anew, a test keeps them true."""
+"""The generated parts of README.md: ``python -m tests.readme`` writes them anew, and the answers under docs/ too."""
 
 from __future__ import annotations
 
 import json
-import re
-from typing import Any
 
-from stepaudio.bench import decode, encode
+from stepaudio.bench import readme
+from stepaudio.bench.documents import filled, renew
 from stepaudio.settings import markdown_table
 from tests.conftest import ROOT
 
@@ -15,25 +14,15 @@ README = ROOT / "README.md"
 
 def generated() -> dict[str, str]:
     """Return the text of each generated part by its name."""
-    return {
-        "settings": markdown_table(),
-        "speed": encode.render(_results("encode")),
-        "decode": decode.render(_results("decode")),
-    }
-
-
-def _results(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+    results = json.loads((ROOT / "benchmarks" / "suite.json").read_text(encoding="utf-8"))
+    return {"settings": markdown_table(), **readme.blocks(results)}
 
 
 def renewed(text: str) -> str:
     """Return the README with its generated parts made anew."""
-    for name, part in generated().items():
-        pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)"
-        text, count = re.subn(pattern, lambda match, part=part: match[1] + part + match[2], text, flags=re.DOTALL)
-        assert count == 1, f"the README has {count} parts named {name}"
-    return text
+    return filled(text, generated())
 
 
 if __name__ == "__main__":
+    renew(ROOT)
     README.write_text(renewed(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -22,6 +22,7 @@ LAYERS = [
     {"snapshot"},
     {"download"},
     {"pipeline", "speaking", "orders", "speech_stream", "weights", "asr", "metrics"},
+    {"variants"},
     {"loading"},
     {"library"},
     {"queue"},

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from stepaudio.errors import Busy, Cancelled, GenerationError, InvalidInput
+from stepaudio.errors import Busy, Cancelled, GenerationError, InvalidInput, ShuttingDown
 from stepaudio.queue import Job, JobQueue
 
 
@@ -358,3 +358,32 @@ def test_whoever_waits_for_the_end_is_told_it_with_the_error_once() -> None:
     assert told == [(never, "cancelled", Cancelled), (good, "done", type(None)), (bad, "failed", GenerationError)]
     good.when_over(lambda: told.append("late"))
     assert told[3:] == ["late"]
+
+
+def test_one_client_may_have_so_many_jobs_and_others_are_not_held_up_by_it():
+    release = threading.Event()
+    with JobQueue(limit=9, client_limit=2) as queue:
+        jobs = [queue.submit(lambda job: release.wait(30), client="ada") for _ in range(2)]
+        with pytest.raises(Busy, match="2 requests of yours"):
+            queue.submit(lambda job: None, client="ada")
+        jobs += [queue.submit(lambda job: None, client=name) for name in ("bob", "", "", "")]
+        jobs[1].cancel()
+        jobs.append(queue.submit(lambda job: None, client="ada"))
+        release.set()
+        for job in (jobs[0], *jobs[2:]):
+            job.result(30)
+        queue.submit(lambda job: None, client="ada").result(30)
+
+
+def test_a_closed_queue_says_that_it_is_shut_down():
+    queue = JobQueue(limit=1)
+    queue.close()
+    with pytest.raises(ShuttingDown):
+        queue.submit(lambda job: None)
+
+
+def test_the_queue_knows_how_long_a_turn_takes():
+    with JobQueue(limit=9) as queue:
+        for _ in range(40):
+            queue.submit(lambda job: None).result(30)
+        assert queue.turn_seconds < 0.5

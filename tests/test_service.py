@@ -91,9 +91,9 @@ def test_an_edit_of_a_cloned_voice_hits_the_cache(service, audio):
     ],
 )
 def test_an_edit_that_is_refused_says_so_in_the_log_and_the_next_one_runs(service, audio, caplog, fields, sentence):
-    with pytest.raises(InvalidInput, match=sentence):
+    with pytest.raises(InvalidInput, match=sentence) as refused:
         service.submit_edit(edit(audio, **fields)).result(60)
-    assert "Edit refused (InvalidInput)" in caplog.text
+    assert f"Edit refused ({refused.typename}): {refused.value}" in caplog.text
     assert service.submit_edit(edit(audio)).result(60).wav
 
 

@@ -14,7 +14,7 @@ from stepaudio.tokens import interleave, rows
 from stepaudio.types import Waveform
 from stepaudio.vocoder.vocoder import load_vocoder
 from stepaudio.weights import WeightsFolder, read_card
-from training import codes, export, flow, hift, pitch
+from training import codes, export, flow, hift, made, pitch
 from training.adversary import Adversary, loss_of_made, own_loss
 from training.codes import Spoken, read_spoken
 from training.data import Example
@@ -64,16 +64,35 @@ def test_crops_of_a_batch_have_one_length_and_whole_groups() -> None:
         np.testing.assert_array_equal(clip.mel[2 * starts[0] :][:120, :80].astype(np.float32), frames)
 
 
-def test_the_loss_reaches_every_weight_of_the_flow() -> None:
+@pytest.mark.parametrize("expected_only", [True, False])
+def test_the_loss_reaches_every_weight_of_the_flow(expected_only: bool) -> None:
     torch.manual_seed(0)
     model = flow.Trainee(flow_config())
     for part in (*model.flow.decoder.estimator.blocks, model.flow.decoder.estimator.final_layer):
         torch.nn.init.normal_(part.adaLN_modulation[1].weight, std=0.1)
     batch = [spoken(40, seed=n) for n in range(4)]
-    loss = flow.loss_of(model, batch, flow.Voices(batch), torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    loss = flow.loss_of(model, batch, flow.Voices(batch), generator, expected_only=expected_only)
     loss.backward()
     assert float(loss) < 40  # begins near the mels' mean
     assert [name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()] == []
+
+
+def test_the_expected_mel_does_not_depend_on_the_noise_that_it_is_made_of() -> None:
+    """What the first round asks for: a step from any noise to one and the same mel."""
+    torch.manual_seed(0)
+    model = flow.Trainee(flow_config())
+    batch = [spoken(40, seed=n) for n in range(2)]
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    losses = []
+    for step in range(30):
+        generator = torch.Generator().manual_seed(step)
+        loss = flow.loss_of(model, batch, flow.Voices(batch), generator, expected_only=True)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
 
 
 def test_a_prompt_is_the_beginning_at_times_squeezed_by_silence_around_it() -> None:
@@ -116,6 +135,23 @@ def test_codes_and_rows_of_a_clip_meet_and_held_out_speakers_are_not_trained_on(
     assert first.rows.shape == (45, 2)  # the mel has 90 frames
     assert first.mel.shape == (90, 81)
     assert {one.record.speaker for one in flow.training_clips(tmp_path)} == {"s"}
+
+
+def test_what_the_flow_makes_of_a_clip_teaches_the_sound_generator_beside_the_true_mel(tmp_path: Path) -> None:
+    clips = [Clip(name, "s", np.zeros(32000, np.float32), 16000) for name in ("a", "b")]
+    write_shard(tmp_path / "recordings", 0, clips)
+    (tmp_path / "acoustic" / "recordings").mkdir(parents=True)
+    np.save(tmp_path / "acoustic" / "recordings" / "shard-00000.npy", np.full((180, 81), 9, np.float16))
+    np.save(tmp_path / "acoustic" / "recordings" / "shard-00000.places.npy", np.array([[90, -3], [90, 0]]))
+    torch.manual_seed(0)
+    trained = flow.Trainee(flow_config()).flow.eval()
+    clip = spoken(39, seed=3)
+    made.make_shard(trained, tmp_path, "recordings", 0, {"a": clip}, steps=2)
+    assert [len(one.example.bank) for one in hift.pieces(tmp_path, None)] == [90, 90, *[78] * hift.MADE_TIMES]
+    rows = hift.pieces(tmp_path, None)[-1].example.bank
+    np.testing.assert_array_equal(rows[:, 80], clip.mel[:, 80])  # the pitch is the true one
+    assert np.isfinite(rows).all()
+    assert np.abs(rows[:, :80] - clip.mel[:, :80]).mean() > 0.5
 
 
 def test_the_codes_of_a_clip_are_those_that_the_product_encodes() -> None:

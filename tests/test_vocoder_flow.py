@@ -7,6 +7,7 @@ import torch
 
 from stepaudio.errors import Cancelled
 from stepaudio.tokens import pad_to_groups_as_upstream, rows
+from stepaudio.vocoder.dit import Modulation
 from stepaudio.vocoder.flow import schedule
 from tests.vocoder_recordings import MEL, STAGE, Recordings, assert_close, first_outputs
 
@@ -77,3 +78,22 @@ def test_fewer_steps_still_give_a_mel_near_that_of_ten(recorded: Recordings) -> 
     ten = recorded.flow.decoder(recorded.noise(), recorded.conditions(), steps=10)
     assert torch.isfinite(few).all()
     assert 0 < (few - ten).abs().mean() < 0.25 * ten.abs().mean()
+
+
+def test_without_guidance_nothing_is_computed_that_has_no_weight(
+    recorded: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = recorded.flow.decoder
+    estimate, seen = decoder.estimator.forward, []
+
+    def counted(x: torch.Tensor, projected: torch.Tensor, modulation: Modulation, step: int) -> torch.Tensor:
+        seen.append(len(projected))
+        return estimate(x, projected, modulation, step)
+
+    monkeypatch.setattr(decoder.estimator, "forward", counted)
+    monkeypatch.setattr(decoder, "guidance", 1e-12)
+    beside = decoder(recorded.noise(), recorded.conditions(), steps=3)
+    monkeypatch.setattr(decoder, "guidance", 0.0)
+    alone = decoder(recorded.noise(), recorded.conditions(), steps=3)
+    assert seen == [2, 2, 2, 1, 1, 1]
+    torch.testing.assert_close(alone, beside, atol=1e-4, rtol=1e-4)

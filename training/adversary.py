@@ -55,7 +55,7 @@ class Adversary(nn.Module):
 
     def forward(self, samples: torch.Tensor, bins: int) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
         """Return what every judge says of samples (B, N); see SpectrumJudge."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(samples.device.type, torch.bfloat16):
             return [judge(samples, bins) for judge in self.judges]
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+DEVICES = ("cpu", "cuda")
+
 
 def begin(work: Path, name: str, threads: int) -> None:
     """Set torch's threads, and send the log to ``logs/NAME.log`` in the work folder."""

@@ -1,9 +1,10 @@
 """Train mini's flow: ``python -m training.flow {train,evaluate} --work W``.
 
 Conditional flow matching (Lipman et al., arXiv 2210.02747) along straight paths from noise to mel, through the
-product's own modules; the conditions are dropped in a fifth of the clips, for classifier-free guidance. A random
-beginning of every clip is its prompt. Besides, the encoder's mu and the voice alone must tell the mel roughly, by one
-linear layer that is thrown away: this teaches the encoder directly and far faster than through the solver.
+product's own modules. A random beginning of every clip is its prompt. Two rounds: first only the step from time 0 to
+time 1 is learned, which is the mel that is to be expected from codes and voice; then all times, towards a mel that
+lies only a part of the way from the expected to the true one. A network as small as this tells the expected mel well
+and what is left to chance badly: ten steps of it sound like noise where one is still understood.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from stepaudio.vocoder.flow import Flow
 from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from training.acoustic import MELS
 from training.codes import ROW_FRAMES, SETS, Spoken, read_spoken
-from training.command import begin
+from training.command import DEVICES, begin
 from training.sizes import flow_config
 from training.texts import held_out
-from training.trainer import Plan, best_weights, run
+from training.trainer import Plan, best_weights, home, run
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ SHORTEST, LONGEST = 25, 225
 STEP_ROWS = 12
 """Lengths are multiples of this."""
 
-BATCH_ROWS, STEPS, LEARNING_RATE = 1200, 40_000, 1e-3
-DROPPED = 0.2
+BATCH_ROWS, STEPS, LEARNING_RATE = 600, 10_000, 1e-3
 SHIFTED, SHIFT = 0.5, 25
 """How often, and by how many frames at most at each end, a prompt's mel holds silence that its codes do not: the
 product trims what the codes are made of and not the mel, which is then squeezed to the codes' length."""
@@ -52,9 +52,8 @@ product trims what the codes are made of and not the mel, which is then squeezed
 OTHER_VOICE = 0.5
 """How often the speaker vector is that of another clip of the voice."""
 
-ROUGH_SHARE = 0.3
-ROUGH_STEPS = 2000
-"""Steps at the beginning in which the rough mel alone is learned: a solver guided by noise would learn nothing."""
+SPREAD = 0.5
+"""How much of the way from the expected mel to the true one the second round goes."""
 
 MEL_MEAN, MEL_SPREAD = -6.0, 2.5
 """About those of the mels: where training begins."""
@@ -63,12 +62,11 @@ SEED = 5
 
 
 class Trainee(nn.Module):
-    """The flow, and a linear layer that guesses the mel from its conditions."""
+    """The flow, through whose estimator every clip of a batch may go at a time of its own."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.flow = Flow(config)
-        self.rough = nn.Linear(2 * config.mel_channels, config.mel_channels)
         self.velocity = velocity
         self._begin()
 
@@ -79,35 +77,24 @@ class Trainee(nn.Module):
             nn.init.zeros_(part.adaLN_modulation[1].weight)
             nn.init.zeros_(part.adaLN_modulation[1].bias)
         nn.init.constant_(estimator.final_layer.linear.bias, MEL_MEAN)
-        nn.init.constant_(self.rough.bias, MEL_MEAN)
         nn.init.normal_(self.flow.input_embedding.embedding.weight, std=0.5)
         with torch.no_grad():
             estimator.in_proj.weight[:, :MELS] /= MEL_SPREAD
             estimator.in_proj.weight[:, 3 * MELS :] /= MEL_SPREAD
 
-    def conditions(self, rows: torch.Tensor, speaker: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mu (B, T, M) and voice (B, M)."""
-        mu = self.flow.encoder_proj(self.flow.encoder(self.flow.input_embedding(rows)))
-        return mu, self.flow.spk_embed_affine_layer(F.normalize(speaker, dim=1))
+    def conditions(self, rows: torch.Tensor, speaker: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """Return the conditions (B, T, 3 M): mu, voice and prompt beside each other.
 
-    def guess(self, mu: torch.Tensor, voice: torch.Tensor) -> torch.Tensor:
-        """Return the rough mel (B, T, M) of mu (B, T, M) and voice (B, M)."""
-        rough: torch.Tensor = self.rough(torch.cat((mu, voice[:, None].expand_as(mu)), dim=-1))
-        return rough
-
-    def forward(
-        self, rows: torch.Tensor, speaker: torch.Tensor, prompt: torch.Tensor, mixed: torch.Tensor,
-        times: torch.Tensor, kept: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Return velocity and rough mel, (B, T, M) each.
-
-        rows int64 (B, L, 2), speaker (B, 192), prompt mel with zeros after it (B, T, M), the noisy mel ``mixed``
-        (B, T, M) at ``times`` (B,), and ``kept`` (B,), 0 where the conditions are dropped.
+        rows: int64 (B, L, 2).   speaker: (B, 192).   prompt: mel with zeros after it (B, T, M).
         """
-        mu, voice = self.conditions(rows, speaker)
-        voices = voice[:, None].expand_as(mu)
-        conditions = torch.cat((mu, voices, prompt), dim=-1) * kept[:, None, None]
-        return self.velocity(self.flow.decoder.estimator, mixed, conditions, times), self.guess(mu, voice)
+        mu = self.flow.encoder_proj(self.flow.encoder(self.flow.input_embedding(rows)))
+        voice = self.flow.spk_embed_affine_layer(F.normalize(speaker, dim=1))
+        return torch.cat((mu, voice[:, None].expand_as(mu), prompt), dim=-1)
+
+    def forward(self, mixed: torch.Tensor, conditions: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """Return the velocity (B, T, M) of the noisy mel ``mixed`` (B, T, M) at ``times`` (B,)."""
+        with torch.autocast(mixed.device.type, torch.bfloat16):
+            return self.velocity(self.flow.decoder.estimator, mixed, conditions, times).float()
 
 
 def velocity(estimator: DiT, mixed: torch.Tensor, conditions: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
@@ -182,9 +169,9 @@ def prompt_of(mel: torch.Tensor, count: int, generator: torch.Generator) -> torc
 
 
 def loss_of(
-    model: Trainee, batch: list[Spoken], voices: Voices, generator: torch.Generator, *, rough_only: bool = False
+    model: Trainee, batch: list[Spoken], voices: Voices, generator: torch.Generator, *, expected_only: bool
 ) -> torch.Tensor:
-    """Return the mean squared error of the velocity and the absolute one of the rough mel, or the latter alone."""
+    """Return how far the expected mel is off (mean absolute error) or, later, the velocity (mean squared error)."""
     rows, mel = crops(batch, generator)
     count, frames, _ = mel.shape
 
@@ -192,20 +179,23 @@ def loss_of(
         return torch.rand(shape, generator=generator)
 
     speaker = torch.from_numpy(np.stack([voices.draw(clip, generator) for clip in batch]))
-    if rough_only:
-        with torch.autocast("cpu", torch.bfloat16):
-            mu, voice = model.conditions(rows, speaker)
-            rough = model.guess(mu, voice)
-        return F.l1_loss(rough.float(), mel)
     prompted = (draw(count, 1) * 0.7 * frames * (draw(count, 1) > 0.1)).long()
     prompt = torch.stack([prompt_of(one, int(count), generator) for one, count in zip(mel, prompted, strict=True)])
-    times = 1 - torch.cos(0.5 * math.pi * draw(count))
-    noise = torch.randn(mel.shape, generator=generator)
-    mixed = torch.lerp(noise, mel, times[:, None, None])
-    kept = (draw(count) >= DROPPED).float()
-    with torch.autocast("cpu", torch.bfloat16):
-        told, rough = model(rows, speaker, prompt, mixed, times, kept)
-    return F.mse_loss(told.float(), mel - noise) + ROUGH_SHARE * F.l1_loss(rough.float(), mel)
+    noise, begin = torch.randn(mel.shape, generator=generator), torch.zeros(count)
+    place = home(model)
+    rows, mel, speaker, prompt, noise, begin = (
+        one.to(place, non_blocking=True) for one in (rows, mel, speaker, prompt, noise, begin)
+    )
+    with torch.autocast(place.type, torch.bfloat16):
+        conditions = model.conditions(rows, speaker, prompt)
+    if expected_only:
+        return F.l1_loss(noise + model(noise, conditions, begin), mel)
+    with torch.no_grad():
+        expected = noise + model(noise, conditions, begin)
+    goal = torch.lerp(expected, mel, SPREAD)
+    times = (1 - torch.cos(0.5 * math.pi * draw(count))).to(place)
+    told = model(torch.lerp(noise, goal, times[:, None, None]), conditions, times)
+    return F.mse_loss(told, goal - noise)
 
 
 def training_clips(work: Path) -> list[Spoken]:
@@ -219,9 +209,12 @@ def training_clips(work: Path) -> list[Spoken]:
     return found
 
 
-def train(work: Path, steps: int, first: Path | None, *, compiled: bool) -> None:
+def train(
+    work: Path, steps: int, expected_steps: int, rate: float, first: Path | None, *, compiled: bool, device: str
+) -> None:
     """Train until ``steps`` steps are done, from the last checkpoint if there is one.
 
+    expected_steps: how many of them are the first round.
     first: the folder CosyVoice-300M-25Hz of an earlier training, to begin with its weights where there is none.
     """
     clips = training_clips(work)
@@ -235,13 +228,14 @@ def train(work: Path, steps: int, first: Path | None, *, compiled: bool) -> None
         model.flow.load_state_dict(read_state(first / FLOW_NAME))
     if compiled:
         model.velocity = torch.compile(velocity, dynamic=True)
+    model.to(device)
     voices = Voices(clips)
-    plan = Plan(steps=steps, batch=BATCH_ROWS, rate=LEARNING_RATE, weight_decay=0.01, average=0.999, seed=SEED)
+    plan = Plan(steps=steps, batch=BATCH_ROWS, rate=rate, weight_decay=0.01, average=0.999, seed=SEED)
     sizes = [min(LONGEST, len(one.rows)) for one in clips]
 
     def loss(batch: list[Spoken], generator: torch.Generator) -> torch.Tensor:
         step = generator.initial_seed()  # the loop seeds it so
-        return loss_of(model, batch, voices, generator, rough_only=first is None and step < ROUGH_STEPS)
+        return loss_of(model, batch, voices, generator, expected_only=step < expected_steps)
 
     run(model, clips, sizes, loss, out / "checkpoint.pt", plan)
 
@@ -259,12 +253,23 @@ def main() -> None:
     parser.add_argument("part", choices=("train",))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--expected-steps", type=int, default=STEPS // 2, help="steps of the first round")
+    parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="lower, where it begins with weights")
     parser.add_argument("--first", type=Path, help="a folder CosyVoice-300M-25Hz to begin with")
     parser.add_argument("--compiled", action="store_true", help="a fifth faster, after some minutes")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
     options = parser.parse_args()
     begin(options.work, f"flow-{options.part}", options.threads)
-    train(options.work, options.steps, options.first, compiled=options.compiled)
+    train(
+        options.work,
+        options.steps,
+        options.expected_steps,
+        options.rate,
+        options.first,
+        compiled=options.compiled,
+        device=options.device,
+    )
 
 
 if __name__ == "__main__":

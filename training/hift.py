@@ -25,13 +25,13 @@ from stepaudio.vocoder.hift import HiFT
 from stepaudio.vocoder.weights import HIFT_NAME, hift_names, read_state
 from training.acoustic import HOP, SETS, SOUND_RATE
 from training.adversary import Adversary, loss_of_made, own_loss
-from training.command import begin
+from training.command import DEVICES, begin
 from training.data import RATE, Example, read_examples
 from training.pitch import load as load_pitch
 from training.shards import read_records, read_samples
 from training.sizes import hift_config
 from training.texts import held_out
-from training.trainer import Plan, best_weights, run
+from training.trainer import Plan, best_weights, home, run
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,9 @@ REFINING_STEPS, REFINING_RATE = 10_000, 4e-4
 ADVERSARY_SHARE = 0.4
 NARROW_SHARE = int(1000 * BAND / (SOUND_RATE / 2))
 """Of 1000 parts of the spectrum, those below BAND."""
+
+MADE_FOLDER, MADE_TIMES = "made", 4
+"""Where training.made puts its rows, and how often a pass shows each."""
 
 SEED = 4
 
@@ -84,7 +87,7 @@ class Generator(nn.Module):
     def forward(self, mel: torch.Tensor, pitch: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Return samples (B, 480 T) of mel (B, 80, T) and true pitch in Hz (B, T)."""
         source = self.hift.source_spectrum(self.hift.m_source(pitch, noise))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(mel.device.type, torch.bfloat16):
             spectrum = self.shape(mel, source)
         return self.hift.samples(spectrum.float())
 
@@ -103,7 +106,7 @@ def spectral_loss(made: torch.Tensor, true: torch.Tensor, wide: torch.Tensor) ->
     """
     total = made.new_zeros(())
     for size, hop in RESOLUTIONS:
-        hertz = torch.arange(size // 2 + 1) * (SOUND_RATE / size)
+        hertz = torch.arange(size // 2 + 1, device=made.device) * (SOUND_RATE / size)
         weight = ((wide[:, None] | (hertz < BAND)[None]) / (1 + hertz / EVEN_BELOW))[..., None]
         with torch.no_grad():
             theirs = magnitudes(spectra(true, size, hop))
@@ -113,7 +116,9 @@ def spectral_loss(made: torch.Tensor, true: torch.Tensor, wide: torch.Tensor) ->
 
 def spectra(samples: torch.Tensor, size: int, hop: int) -> torch.Tensor:
     """Return the spectra, (B, bins, frames, 2), of samples (B, N)."""
-    return torch.view_as_real(torch.stft(samples, size, hop, window=torch.hann_window(size), return_complex=True))
+    return torch.view_as_real(
+        torch.stft(samples, size, hop, window=torch.hann_window(size, device=samples.device), return_complex=True)
+    )
 
 
 def magnitudes(spectra: torch.Tensor) -> torch.Tensor:
@@ -129,14 +134,18 @@ def distance(spectra: torch.Tensor, theirs: torch.Tensor, weight: torch.Tensor) 
 
 
 def pieces(work: Path, speech: Path | None) -> list[Piece]:
-    """Return the clips to learn sound from: no held-out speaker's, none that was an MP3 of a low rate."""
+    """Return the clips to learn sound from: no held-out speaker's, none that was an MP3 of a low rate.
+
+    Those of which the flow has made a mel (training.made) stand there with that, too, and more often.
+    """
     spoiled = _from_mp3(speech / "index.tsv") if speech else set()
     found = []
     for name in SETS:
         if name == "heldout":
             continue
         places = {record.name: (number, record) for number, record in read_records(work / name)}
-        for example in read_examples(work / name, work / "acoustic" / name):
+        true, made = (read_examples(work / name, work / folder / name) for folder in ("acoustic", MADE_FOLDER))
+        for example in [*true, *(one for one in made for _ in range(MADE_TIMES))]:
             record = example.record
             if record.speaker in held_out().speakers or record.name in spoiled or len(example.bank) <= CROP:
                 continue
@@ -168,14 +177,14 @@ def cropped(piece: Piece, generator: torch.Generator) -> tuple[torch.Tensor, tor
     return block[:, :-1].T, block[:, -1], torch.from_numpy(sound[into : into + CROP * HOP].copy())
 
 
-def train(work: Path, speech: Path | None, steps: int, first: Path | None) -> None:
+def train(work: Path, speech: Path | None, steps: int, first: Path | None, device: str) -> None:
     """Train until ``steps`` steps are done, from the last checkpoint if there is one (else from ``first``)."""
     found = pieces(work, speech)
     log.info("%d clips, %.1f h", len(found), sum(len(one.example.bank) for one in found) / 180_000)
     out = work / "hift"
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    model = Generator(first)
+    model = Generator(first).to(device)
     log.info("%.2f M parameters", sum(one.numel() for one in model.hift.parameters()) / 1e6)
 
     def loss(batch: list[Piece], generator: torch.Generator) -> torch.Tensor:
@@ -199,8 +208,9 @@ def heard(model: Generator, batch: list[Piece], generator: torch.Generator) -> H
     """Return what the generator makes of random crops of some clips."""
     mel, pitch, true = (torch.stack(part) for part in zip(*(cropped(one, generator) for one in batch), strict=True))
     noise = torch.randn(len(batch), true.shape[1], model.hift.config.harmonics + 1, generator=generator)
-    made = model(mel, pitch, noise)
     wide = torch.tensor([one.example.record.rate > RATE for one in batch])
+    mel, pitch, true, noise, wide = (one.to(home(model)) for one in (mel, pitch, true, noise, wide))
+    made = model(mel, pitch, noise)
     return Heard(made, true, wide, spectral_loss(made, true, wide))
 
 
@@ -227,7 +237,7 @@ class Refined(nn.Module):
         return found.loss + ADVERSARY_SHARE * loss_of_made(self.adversary, made, true, share)
 
 
-def refine(work: Path, speech: Path | None, steps: int, first: Path | None) -> None:
+def refine(work: Path, speech: Path | None, steps: int, first: Path | None, device: str) -> None:
     """Train on against the adversary, from the last checkpoint of that, else from ``first``, else from train's."""
     found, out = pieces(work, speech), work / "hift"
     out.mkdir(parents=True, exist_ok=True)
@@ -235,7 +245,7 @@ def refine(work: Path, speech: Path | None, steps: int, first: Path | None) -> N
     inner = Generator(first)
     if first is None and not (out / REFINED).is_file():
         inner.load_state_dict(best_weights(out / CHECKPOINT))
-    model = Refined(inner)
+    model = Refined(inner.to(device)).to(device)
     plan = Plan(steps=steps, batch=BATCH, rate=REFINING_RATE, weight_decay=0.0, clip=5.0, average=0.999, seed=SEED)
     run(model, found, [1] * len(found), model.loss, out / REFINED, plan)
 
@@ -264,12 +274,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--first", type=Path, help="a folder CosyVoice-300M-25Hz to begin with")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
     options = parser.parse_args()
     begin(options.work, f"hift-{options.part}", options.threads)
     if options.part == "train":
-        train(options.work, options.speech, options.steps or STEPS, options.first)
+        train(options.work, options.speech, options.steps or STEPS, options.first, options.device)
     else:
-        refine(options.work, options.speech, options.steps or REFINING_STEPS, options.first)
+        refine(options.work, options.speech, options.steps or REFINING_STEPS, options.first, options.device)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stepaudio.llm.network import Decoder, Dimensions
@@ -37,23 +37,26 @@ from stepaudio.types import SpeechTokens
 from stepaudio.verbalise import verbaliser
 from training.align import Alignments
 from training.codes import Coded, read_codes
-from training.command import begin
+from training.command import DEVICES, begin
 from training.data import RATE
 from training.phones import CLASSES, IGNORED, frame_labels
 from training.semantic import LEVELS
 from training.shards import ClipRecord
 from training.texts import held_out, training_texts
 from training.tokenizer import write_tokenizer
-from training.trainer import Plan, best_weights, run
+from training.trainer import Plan, best_weights, home, run
 
 log = logging.getLogger(__name__)
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, GROUPS = 192, 512, 6, 6, 2
 MAX_LENGTH = 8192
+WEIGHTS_FILE = "model.safetensors"
 SETS = ("hibari", "kokoro", "recordings")
 PROMPT_SECONDS = (1.5, 10.0)
 LONGEST_SECONDS = 14.0
-BATCH_IDS, STEPS, LEARNING_RATE = 9000, 30_000, 1.5e-3
+"""Of a clip that is trained on. Shorter ones first (``--longest``): where a text has few places, its place is found."""
+
+BATCH_IDS, STEPS, LEARNING_RATE = 4000, 30_000, 1.2e-3
 PHONE_SHARE = 0.5
 CENTRES = np.array([0.03, 0.09, 0.02, 0.06, 0.10])
 """Seconds from a group's beginning to the middle of what each of its ids stands for."""
@@ -122,12 +125,12 @@ def _suits(coded: Coded) -> bool:
 
 
 class Partners:
-    """The clips that may be prompts, by voice."""
+    """The clips that may be prompts, by voice; none is longer than ``longest`` seconds."""
 
-    def __init__(self, clips: list[Said]) -> None:
+    def __init__(self, clips: list[Said], longest: float = PROMPT_SECONDS[1]) -> None:
         self._of = defaultdict(list)
         for clip in clips:
-            if PROMPT_SECONDS[0] <= clip.seconds <= PROMPT_SECONDS[1]:
+            if PROMPT_SECONDS[0] <= clip.seconds <= longest:
                 self._of[clip.speaker].append(clip)
 
     def has(self, clip: Said) -> bool:
@@ -190,7 +193,8 @@ def loss_of(model: Trainee, rows: list[Row]) -> torch.Tensor:
     ids = nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True)
     written = nn.utils.rnn.pad_sequence([row.written for row in rows], batch_first=True)
     labels = nn.utils.rnn.pad_sequence([row.labels for row in rows], batch_first=True, padding_value=IGNORED)
-    with torch.autocast("cpu", torch.bfloat16):
+    ids, written, labels = (one.to(home(model)) for one in (ids, written, labels))
+    with torch.autocast(ids.device.type, torch.bfloat16):
         logits, phones = model(ids, written)
     chosen = written[:, 1:]
     loss = F.cross_entropy(logits.float(), ids[:, 1:][chosen])
@@ -200,17 +204,32 @@ def loss_of(model: Trainee, rows: list[Row]) -> torch.Tensor:
     return loss
 
 
-def train(work: Path, folder: Path, steps: int) -> None:
-    """Train until ``steps`` steps are done, from the last checkpoint if there is one."""
-    clips = [clip for name in SETS for clip in read_said(work, name)]
-    partners, writer = Partners(clips), Writer(folder)
-    clips = [clip for clip in clips if partners.has(clip)]
+@dataclass(frozen=True)
+class Course:
+    """What one part of a training reads: sets of clips, and the seconds of the longest target and prompt."""
+
+    sets: tuple[str, ...] = SETS
+    longest: float = LONGEST_SECONDS
+    longest_prompt: float = PROMPT_SECONDS[1]
+
+
+def train(work: Path, folder: Path, steps: int, course: Course, first: Path | None, device: str) -> None:
+    """Train until ``steps`` steps are done, from the last checkpoint if there is one.
+
+    first: a folder with exported weights of the same tokenizer, to begin with where there is no checkpoint.
+    """
+    clips = [clip for name in course.sets for clip in read_said(work, name)]
+    partners, writer = Partners(clips, course.longest_prompt), Writer(folder)
+    clips = [clip for clip in clips if partners.has(clip) and clip.seconds <= course.longest]
     log.info("%d clips, %.1f h", len(clips), sum(clip.seconds for clip in clips) / 3600)
     out = work / "language"
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     model = Trainee(size_of(writer.tokenizer.size))
     log.info("%.2f M parameters", sum(one.numel() for one in model.parameters()) / 1e6)
+    if first is not None:
+        model.load_state_dict(load_file(first / WEIGHTS_FILE), strict=False)  # it holds no layer for phonemes
+    model.to(device)
 
     def loss(batch: list[Said], generator: torch.Generator) -> torch.Tensor:
         return loss_of(model, [writer.row(partners.draw(clip, generator), clip) for clip in batch])
@@ -225,7 +244,7 @@ def train(work: Path, folder: Path, steps: int) -> None:
         average=0.999,
         seed=SEED,
     )
-    sizes = [len(clip.numbers) + 300 for clip in clips]
+    sizes = [len(clip.numbers) + int(min(course.longest_prompt, 5) / GROUP_SECONDS * GROUP) + 50 for clip in clips]
     run(model, clips, sizes, loss, out / "checkpoint.pt", plan)
 
 
@@ -252,7 +271,7 @@ def export(work: Path, folder: Path) -> None:
         name: value.half().contiguous() for name, value in best_weights(work / "language" / "checkpoint.pt").items()
     }
     state = {name: value for name, value in state.items() if not name.startswith("phone.")}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
@@ -264,14 +283,20 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, help="the folder Step-Audio-EditX")
     parser.add_argument("--speech", type=Path, help="folder of the recordings, whose index holds texts (tokenizer)")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    parser.add_argument("--longest", type=float, default=LONGEST_SECONDS, help="seconds of the longest target")
+    parser.add_argument("--longest-prompt", type=float, default=PROMPT_SECONDS[1])
+    parser.add_argument("--first", type=Path, help="a folder with exported weights to begin with")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
     options = parser.parse_args()
     begin(options.work, f"language-{options.part}", options.threads)
     if options.part == "tokenizer":
         texts = training_texts(options.speech / "index.tsv", SEED)
         log.info("%d pieces", write_tokenizer(texts, int(np.prod(LEVELS)), options.to))
     elif options.part == "train":
-        train(options.work, options.to, options.steps)
+        course = Course(tuple(options.sets), options.longest, options.longest_prompt)
+        train(options.work, options.to, options.steps, course, options.first, options.device)
     else:
         export(options.work, options.to)
 

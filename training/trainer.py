@@ -60,9 +60,14 @@ def follow(average: dict[str, torch.Tensor], model: nn.Module, share: float) -> 
 
 def best_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Return the weights of a checkpoint: their running average where one was kept."""
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     found: dict[str, torch.Tensor] = state.get("average") or state["model"]
     return found
+
+
+def home(model: nn.Module) -> torch.device:
+    """Return where a model's weights are."""
+    return next(model.parameters()).device
 
 
 def run(
@@ -75,13 +80,14 @@ def run(
 ) -> None:
     """Train ``model`` until ``plan.steps`` steps are done, from ``checkpoint`` if it exists.
 
-    loss_of: the loss of a batch; its randomness comes from the generator, which is seeded by the step.
+    loss_of: the loss of a batch; its randomness comes from the generator, which is seeded by the step and on the CPU,
+    so that every device sees the same. The model trains where its weights are.
     """
     optimizer = torch.optim.AdamW(model.parameters(), plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
     step = epoch = 0
     average: dict[str, torch.Tensor] = {}
     if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=home(model))
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, epoch = int(state["step"]), int(state["epoch"])

@@ -27,12 +27,13 @@ def chunk_loop(encoder: Any, frontend: Any, samples: FloatArray) -> FloatArray:
     hop = frontend.frame_shift * frontend.fs // 1000
     stride = CHUNK_SIZE[1] * frontend.lfr_n * hop
     heard: dict[str, Any] = {}
+    device = next(encoder.parameters()).device
     state = {
         "start_idx": 0,
         "chunk_size": CHUNK_SIZE,
         "encoder_chunk_look_back": ENCODER_LOOK_BACK,
         "opt": None,
-        "feats": torch.zeros(1, CHUNK_SIZE[0] + CHUNK_SIZE[2], frontend.output_size()),
+        "feats": torch.zeros(1, CHUNK_SIZE[0] + CHUNK_SIZE[2], frontend.output_size(), device=device),
         "tail_chunk": False,
     }
     frontend.init_cache(heard)
@@ -45,11 +46,11 @@ def chunk_loop(encoder: Any, frontend: Any, samples: FloatArray) -> FloatArray:
                 break
             speech, lengths = frontend(torch.from_numpy(chunk)[None], [len(chunk)], cache=heard, is_final=final)
             # forward_chunk scales its input in place; what the front end returned must not change.
-            out, _, _ = encoder.forward_chunk(speech.clone(), lengths, cache=state)
+            out, _, _ = encoder.forward_chunk(speech.to(device, copy=True), lengths, cache=state)
             frames.append(out[0, -int(lengths[0]) :])
     if not frames:
         return np.zeros((0, encoder.output_size()), np.float32)
-    result: FloatArray = torch.cat(frames).numpy()
+    result: FloatArray = torch.cat(frames).cpu().numpy()
     return result
 
 

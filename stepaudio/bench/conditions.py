@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -25,3 +26,18 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def has_uncommitted_changes() -> bool:
+    """Return whether the code that is measured differs from its commit; False outside a checkout."""
+    command = ["git", "status", "--porcelain", "--untracked-files=no", "--", "."]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return bool(done.stdout.strip())
+
+
+def load_average() -> list[float]:
+    """Return how many processes wanted a core over the last 1, 5 and 15 minutes; empty where that is not known."""
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else []

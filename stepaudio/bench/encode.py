@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from stepaudio.bench.conditions import commit, cpu_model
+from stepaudio.bench.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from stepaudio.encoder.paraformer import LinguisticEncoder
@@ -95,20 +96,21 @@ def measure_windows(loop_encoder: Any, frontend: Any, ours: LinguisticEncoder, s
     samples = _sound(seconds, RATE, 1)
     chunk_loop(loop_encoder, frontend, samples[: 2 * RATE])
     ours.frames(samples)
-    loops, windows = [], []
+    watch = Stopwatch()
     for _ in range(runs):
-        took, looped = _timed(lambda: chunk_loop(loop_encoder, frontend, samples))
-        loops.append(took)
-        took, together = _timed(lambda: ours.frames(samples))
-        windows.append(took)
+        looped = watch.run("loop", lambda: chunk_loop(loop_encoder, frontend, samples))
+        together = watch.run("windows", lambda: ours.frames(samples))
+    loop, windows = watch.result("loop"), watch.result("windows")
     return {
         "seconds": seconds,
         "frames": len(together),
-        "chunk_loop": statistics.median(loops),
-        "window_parallel": statistics.median(windows),
-        "all_chunk_loop": loops,
-        "all_window_parallel": windows,
-        "ratio": statistics.median(loops) / statistics.median(windows),
+        "chunk_loop": loop["seconds"],
+        "window_parallel": windows["seconds"],
+        "chunk_loop_processor": loop["processor"],
+        "window_parallel_processor": windows["processor"],
+        "all_chunk_loop": loop["all_seconds"],
+        "all_window_parallel": windows["all_seconds"],
+        "ratio": loop["seconds"] / windows["seconds"],
         "largest_difference": float(np.abs(looped - together).max()),
         "codes_equal": float(np.mean(ours.nearest(looped) == ours.nearest(together))),
     }

@@ -87,18 +87,21 @@ def paraformer_config(size: int = SIZE, heads: int = HEADS, linear_units: int = 
     }
 
 
-def write_encoder(folder: Path, seed: int) -> None:
-    """Write the folder ``Step-Audio-Tokenizer``: centroids, S3 tokenizer and FunASR folder."""
+def write_encoder(folder: Path, seed: int, **sizes: int) -> None:
+    """Write the folder ``Step-Audio-Tokenizer``: centroids, S3 tokenizer and FunASR folder.
+
+    sizes: those of paraformer_config(), tiny where they are not given.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_paraformer(folder / FUNASR_FOLDER, seed)
+    write_paraformer(folder / FUNASR_FOLDER, seed, **sizes)
     np.save(folder / "linguistic_tokenizer.npy", _centroids(folder / FUNASR_FOLDER, seed))
     write_s3(folder / "speech_tokenizer_v1.onnx", seed)
 
 
-def write_paraformer(folder: Path, seed: int) -> None:
+def write_paraformer(folder: Path, seed: int, **sizes: int) -> None:
     """Write a FunASR folder that funasr and :func:`stepaudio.encoder.paraformer.load_linguistic` load."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = paraformer_config()
+    config = paraformer_config(**sizes)
     (folder / funasr_folder.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     (folder / "configuration.json").write_text(json.dumps(_configuration(), indent=1) + "\n", encoding="utf-8")
     (folder / funasr_folder.TOKENS).write_text(json.dumps(TOKENS), encoding="utf-8")
@@ -158,7 +161,7 @@ def synthetic_sound(seconds: float, seed: int) -> np.ndarray[Any, np.dtype[np.fl
 
 
 def _centroids(folder: Path, seed: int) -> FloatArray:
-    """Return 1024 output frames of the tiny encoder, float32 (1024, SIZE): so the codes of any sound are spread.
+    """Return 1024 output frames of the tiny encoder, float32 (1024, its width): so the codes of any sound are spread.
 
     Computed in float64 and rounded, which keeps the bytes the same however the sums are split over threads.
     """
@@ -167,7 +170,7 @@ def _centroids(folder: Path, seed: int) -> FloatArray:
     encoder = LinguisticEncoder(
         StackedFbank.of(funasr.frontend),
         network,
-        np.zeros((1, SIZE), np.float32),
+        np.zeros((1, network.config.size), np.float32),
         device=_CPU,
         dtype=torch.float64,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -43,11 +43,21 @@ CHAT_TEMPLATE = (
     "{{ m['content'] + '<|EOT|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|BOT|> assistant\\n' }}{% endif %}"
 )
 _EMBEDDING_STD = 1.0
+TINY_SIZES: Mapping[str, int] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 8,
+    "num_attention_groups": 2,
+    "num_hidden_layers": 2,
+}
 
 
-def write_llm(folder: Path, seed: int) -> None:
+def write_llm(
+    folder: Path, seed: int, sizes: Mapping[str, int] = TINY_SIZES, dtype: torch.dtype = torch.float32
+) -> None:
     """Write config.json, one shard with its index, tokenizer.model and tokenizer_config.json into ``folder``.
 
+    sizes: fields of config.json; a ``vocab_size`` among them may exceed the tokenizer's.
     The same seed gives the same bytes. The network draws nearly evenly from what is legal. Its end id always scores
     0, which is never among the best fifty, so that with the usual top_k the cap of new ids ends it.
     """
@@ -58,21 +68,17 @@ def write_llm(folder: Path, seed: int) -> None:
         "bos_token_id": 1,
         "pad_token_id": 0,
         "eos_token_id": _END,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_attention_heads": 8,
-        "num_attention_groups": 2,
-        "num_hidden_layers": 2,
         "max_seq_len": 8192,
         "vocab_size": vocabulary,
         "rms_norm_eps": 1e-5,
-        "torch_dtype": "float32",
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        **sizes,
     }
     _write_json(folder / CONFIG_FILE, config)
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in Step1ForCausalLM(Step1Config(**config)).state_dict().items()}
     generator = torch.Generator().manual_seed(seed)
-    state = {name: _random(name, shape, generator) for name, shape in shapes.items()}
+    state = {name: _random(name, shape, generator).to(dtype) for name, shape in shapes.items()}
     state["lm_head.weight"][_END] = 0.0
     save_file(state, folder / SHARD, metadata={"format": "pt"})
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())

@@ -99,9 +99,9 @@ CALMED = re.compile(r".*\.convs2\.\d+\.weight|conv_post\.weight")
 CALM = 0.5
 
 
-def write_vocoder(folder: Path, seed: int) -> None:
+def write_vocoder(folder: Path, seed: int, yaml: str = TINY_YAML) -> None:
     """Write cosyvoice.yaml, flow.pt and hift.pt into ``folder``; one seed gives the same bytes every time."""
-    (folder / YAML_NAME).write_text(TINY_YAML, encoding="utf-8")
+    (folder / YAML_NAME).write_text(yaml, encoding="utf-8")
     config = read_config(folder)
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):

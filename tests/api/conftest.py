@@ -26,7 +26,7 @@ def kept_engine(tiny_weights, tmp_path_factory):
         if part.is_dir():
             (weights / part.name).symlink_to(part)
     (weights / "card.json").write_text(json.dumps({"title": "test weights"}))
-    settings = Settings(weights=str(weights), cache_dir=weights.parent / "cache", max_output_seconds=300.0)
+    settings = Settings(weights=str(weights), cache_dir=weights.parent / "cache", passage_seconds=100.0)
     engine = load_engine(choose_weights(settings), settings, device.choose("cpu", "float32"))
     yield KeptEngine(**{field.name: getattr(engine, field.name) for field in fields(engine)})
     engine.close()

@@ -1,0 +1,74 @@
+"""What the real model should take on an NVIDIA L40S: computed from sizes and data-sheet figures, not measured.
+
+Every part is (work) / (what the card can do x the share of it that is reached). The shares are assumptions, written
+beside the result; a share of the decode ceiling that was measured on a GPU takes the place of the assumed one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+CARD_NAME = "NVIDIA L40S"
+CARD = {"bandwidth": 864e9, "fp32": 91.6e12, "tf32": 183e12, "bf16": 362e12}
+"""Bytes a second and dense operations a second, from NVIDIA's data sheet."""
+
+DECODE_SHARE, PREFILL_SHARE, FLOW_SHARE, HIFT_SHARE, ENCODER_SHARE = 0.6, 0.4, 0.25, 0.15, 0.15
+LAYER_PARAMETERS = 32 * (2 * 3072 * 3072 + 2 * 256 * 3072 + 3 * 8192 * 3072)
+HEAD_ROWS = 2867
+"""Of the head, on average over a group: 1024 linguistic and 4096 semantic ids, two and three of five."""
+
+PARAFORMER_PARAMETERS, S3_PARAMETERS = 158e6, 129e6
+IDS_A_SECOND, FRAMES_A_SECOND = 125 / 3, 50
+TEXT_IDS = 120
+KEY_BYTES = 2 * 32 * 4 * 64 * 4
+"""Keys and values of one position, in float32, as the step keeps them."""
+
+FLOW_STEP_FLOP, FLOW_ATTENTION_FLOP, HIFT_FLOP = 302e6, 65536.0, 30.6e9
+"""For a frame and step with guidance; for a pair of frames and step; for a second of sound."""
+
+W4_BYTES = 0.5 + 4 / 128
+"""Bytes a weight of W4A16 with groups of 128: half a byte, and scale and zero point for a group."""
+
+
+def project(reference: float = 6.0, sound: float = 10.0, steps: int = 10, share: float | None = None) -> dict[str, Any]:
+    """Return the seconds of every part, and of a miss and a hit, in bfloat16 and with weights of four bits."""
+    reached = DECODE_SHARE if share is None else share
+    prompt = reference * IDS_A_SECOND + TEXT_IDS
+    ids = sound * IDS_A_SECOND
+    frames = (reference + sound) * FRAMES_A_SECOND
+    head = HEAD_ROWS * 3072 * 2
+    windows = reference * 50 / 3 * 9 / 4  # positions: nine of a window for four new frames
+    semantic = reference * 25
+    encoder = 2 * (PARAFORMER_PARAMETERS * windows + S3_PARAMETERS * semantic) / (CARD["fp32"] * ENCODER_SHARE)
+    prefill = 2 * LAYER_PARAMETERS * prompt / (CARD["bf16"] * PREFILL_SHARE)
+    flow = steps * (FLOW_STEP_FLOP * frames + FLOW_ATTENTION_FLOP * frames**2) / (CARD["tf32"] * FLOW_SHARE)
+    hift = HIFT_FLOP * sound / (CARD["fp32"] * HIFT_SHARE)
+    keys = KEY_BYTES * (prompt + ids / 2)
+    rows = {}
+    for name, weight in (("bfloat16", 2.0), ("W4A16", W4_BYTES)):
+        read = LAYER_PARAMETERS * weight + head + keys
+        decode = ids * read / (CARD["bandwidth"] * reached)
+        hit = prefill + decode + flow + hift
+        rows[name] = {
+            "bytes_per_id": read,
+            "keys_share": keys / read,
+            "ceiling_ids_per_second": CARD["bandwidth"] / read,
+            "decode": decode,
+            "hit": hit,
+            "miss": hit + encoder,
+            "sixteen_takes_a_sound": (prefill + decode) / 16 + flow + hift,
+        }
+    return {
+        "card": {"name": CARD_NAME, **CARD},
+        "reference_seconds": reference,
+        "sound_seconds": sound,
+        "flow_steps": steps,
+        "decode_share": reached,
+        "decode_share_measured": share is not None,
+        "shares": {"prefill": PREFILL_SHARE, "flow": FLOW_SHARE, "hift": HIFT_SHARE, "encoder": ENCODER_SHARE},
+        "encoder": encoder,
+        "prefill": prefill,
+        "flow": flow,
+        "hift": hift,
+        "rows": rows,
+    }

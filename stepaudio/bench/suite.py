@@ -1,0 +1,252 @@
+"""``python -m stepaudio bench``: everything that is measured, in one run, against the baseline beside it.
+
+Heavy imports wait until something is measured, because the command line imports this file for its flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepaudio.bench.conditions import commit, cpu_model, has_uncommitted_changes, load_average
+from stepaudio.errors import InvalidInput
+from stepaudio.settings import Settings
+
+if TYPE_CHECKING:
+    from stepaudio.bench.workbench import Case, Workbench
+    from stepaudio.device import Runtime
+    from stepaudio.weights import WeightsFolder
+
+SETTINGS = (
+    *("models_dir", "weights", "device", "dtype", "tf32", "threads", "linguistic_engine", "linguistic_onnx_dir"),
+    *("cuda_graphs", "prefix_megabytes"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured. scaling: lengths of sounds for the encoder, which has the real size unless ``small``.
+
+    layers: of the language model at full size; all 32 need 7 GB.
+    """
+
+    runs: int
+    reference_seconds: float
+    sound_seconds: float
+    flow_steps: int
+    scaling: tuple[float, ...]
+    scaling_runs: int
+    engine_seconds: float
+    small: bool = False
+    exported: bool = True
+    layers: int = 32
+
+
+FEW = 3
+"""Runs of what takes many clones each."""
+
+QUICK = Plan(2, 2.0, 0.6, 2, (1.0, 2.0), 1, 2.0, small=True)
+USUAL = Plan(5, 6.0, 4.0, 10, (1.0, 2.0, 5.0, 10.0, 20.0, 30.0), 3, 10.0)
+FULL_ON_GPU = Plan(5, 6.0, 10.0, 10, (1.0, 2.0, 5.0, 10.0, 20.0, 30.0), 3, 10.0)
+FULL_ON_CPU = Plan(3, 3.0, 0.6, 2, (10.0,), 1, 10.0, exported=False, layers=2)
+"""The real networks, but two layers of the language model, short sounds and two Euler steps."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``python -m stepaudio bench``."""
+    parser.add_argument(
+        "--size", choices=("tiny", "mini"), default="mini", help="random weights (default: mini's size)"
+    )
+    parser.add_argument("--full-size", action="store_true", help="random weights of the real size; reduced on a CPU")
+    parser.add_argument("--quick", action="store_true", help="a minute, to see that it works; not for figures")
+    parser.add_argument("--runs", type=int, help="runs of each kind, interleaved (default: 5)")
+    parser.add_argument("--reference-seconds", type=float, help="length of the reference (default: 6)")
+    parser.add_argument("--sound-seconds", type=float, help="length of the sound that is made (default: 4)")
+    parser.add_argument("--layers", type=int, help="layers of the language model at full size (default: 32; CPU: 2)")
+    parser.add_argument("--write", action="store_true", help="renew benchmarks/, docs/ and README.md in this folder")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="write JSON, Markdown and picture to DIR")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Measure, write the Markdown report to standard output (and files where asked for), and return 0."""
+    from stepaudio.bench import documents
+    from stepaudio.bench.answer import answer
+
+    root = Path.cwd()
+    if args.write:
+        documents.check(root)
+    results = measure(args, settings)
+    sys.stdout.write(answer(results, "en"))
+    name = results["conditions"]["name"]
+    if args.to:
+        documents.write_results(results, args.to, name)
+    if args.write:
+        documents.write_results(results, root / documents.BENCHMARKS, name)
+        documents.renew(root)
+    return 0
+
+
+def measure(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """Return all results, ready for JSON."""
+    import torch
+
+    from stepaudio import device
+    from stepaudio.bench.workbench import Case, Workbench
+
+    runtime = device.choose(settings.device, settings.dtype, tf32=settings.tf32, threads=settings.threads or None)
+    plan = plan_of(args, on_gpu=runtime.on_gpu)
+    before = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    device.apply(runtime)
+    try:
+        with tempfile.TemporaryDirectory(prefix="stepaudio-bench-") as name:
+            folder = Path(name)
+            _tell("Preparing the weights.")
+            weights = _weights(args, plan, settings, folder)
+            ours = settings.model_copy(
+                update={"weights": str(weights.path), "cache_dir": folder / "cache", "data_dir": folder / "data"}
+            )
+            with Workbench(weights, ours, runtime, folder) as bench:
+                case = Case(plan.reference_seconds, plan.sound_seconds, plan.flow_steps)
+                conditions = _conditions(args, plan, bench, runtime)
+                results = _measure_all(bench, case, plan, runtime)
+    finally:
+        torch.set_num_threads(before[0])
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[1:]
+    conditions["load_after"] = load_average()
+    return {"conditions": conditions, **results}
+
+
+def plan_of(args: argparse.Namespace, *, on_gpu: bool) -> Plan:
+    """Return what the flags ask for. Raises InvalidInput for what cannot be measured."""
+    plan = QUICK if args.quick else USUAL
+    if args.full_size:
+        plan = FULL_ON_GPU if on_gpu else FULL_ON_CPU
+    wanted = {"runs": args.runs, "layers": args.layers}
+    wanted |= {"reference_seconds": args.reference_seconds, "sound_seconds": args.sound_seconds}
+    plan = Plan(**{**asdict(plan), **{name: value for name, value in wanted.items() if value is not None}})
+    if plan.runs < 1 or not 1 <= plan.layers <= 32:
+        raise InvalidInput("The bench needs at least 1 run, and 1 to 32 layers.")
+    if not 0.5 <= plan.reference_seconds <= 30 or not 0.6 <= plan.sound_seconds <= 30:
+        raise InvalidInput("The bench needs a reference of 0.5 to 30 s and a sound of 0.6 to 30 s.")
+    return plan
+
+
+def _measure_all(bench: Workbench, case: Case, plan: Plan, runtime: Runtime) -> dict[str, Any]:
+    from stepaudio.bench import ceiling, clones, encoders, live, predecessor, projection, scenarios
+
+    _tell("Whole clones, baseline and product in turn.")
+    cloned = clones.measure_clones(bench, case, plan.runs)
+    _tell("Each switch by itself.")
+    switches = clones.measure_switches(bench, case, plan.runs)
+    _tell("Decoding.")
+    decoding = ceiling.measure_decoding(bench, case, min(plan.runs, FEW))
+    _tell("Batches, and voices that come back.")
+    batch = scenarios.measure_batch(bench, case, min(plan.runs, FEW))
+    back = scenarios.voices_that_come_back(bench, case, min(plan.runs, FEW))
+    _tell("Streams, the queue, a hit.")
+    stream = live.measure_stream(bench, case, plan.runs)
+    queue = live.measure_concurrency(bench, case, min(plan.runs, FEW))
+    hit = live.measure_hit(bench, 10.0, max(plan.runs, 5))
+    _tell("The encoder by length, and its engines.")
+    scaling = encoders.measure_scaling(plan.scaling, plan.scaling_runs, small=plan.small)
+    engines = encoders.measure_engines(
+        plan.engine_seconds, plan.scaling_runs, runtime, small=plan.small, exported=plan.exported
+    )
+    return {
+        "clones": cloned,
+        "switches": switches,
+        "decoding": decoding,
+        "batch": batch,
+        "stream": stream,
+        "concurrency": queue,
+        "hit": hit,
+        "encoder": {"scaling": scaling, "engines": engines, "small": plan.small},
+        "scenarios": {
+            "one_voice": scenarios.one_voice(cloned["rows"], batch),
+            "a_day": scenarios.a_day(cloned["rows"]),
+            "voices": back,
+        },
+        "report": predecessor.report(),
+        "projection": projection.project(share=decoding["share_of_ceiling"] if runtime.on_gpu else None),
+    }
+
+
+def _weights(args: argparse.Namespace, plan: Plan, settings: Settings, folder: Path) -> WeightsFolder:
+    """Return the weights that the settings name, or a new folder of random ones."""
+    import torch
+
+    from stepaudio.bench import folders
+    from stepaudio.weights import choose_weights
+
+    if settings.weights and not args.full_size:
+        return choose_weights(settings)
+    size = {"tiny": folders.TINY, "mini": folders.MINI}[args.size]
+    if args.full_size:
+        size = folders.real_size(plan.layers, torch.bfloat16)
+    path = folders.write_folder(folder / "weights", size)
+    return choose_weights(settings.model_copy(update={"weights": str(path)}))
+
+
+def _conditions(args: argparse.Namespace, plan: Plan, bench: Workbench, runtime: Runtime) -> dict[str, Any]:
+    """Return what the numbers depend on."""
+    import onnxruntime
+    import torch
+    import transformers
+
+    from stepaudio.device import cpu_count
+
+    size = bench.model.model.size
+    parameters = sum(parameter.numel() for parameter in bench.model.parameters())
+    return {
+        "name": "full-size" if args.full_size else "quick" if args.quick else "suite",
+        "command": command_of(args),
+        "commit": commit(),
+        "uncommitted_changes": has_uncommitted_changes(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "cpu": cpu_model(),
+        "cores": cpu_count(),
+        "threads": runtime.threads,
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": runtime.reason,
+        "on_gpu": runtime.on_gpu,
+        "load_before": load_average(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "transformers": transformers.__version__,
+        "dtype": str(runtime.dtype).removeprefix("torch."),
+        "tf32": runtime.tf32,
+        "weights": bench.weights.card.title,
+        "language_model": {
+            "parameters": parameters,
+            "width": size.hidden,
+            "layers": size.layers,
+            "heads": size.heads,
+            "groups": size.groups,
+        },
+        "engine": bench.settings.linguistic_engine,
+        "plan": asdict(plan),
+    }
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """Return the command line that measures the same again."""
+    words = ["python -m stepaudio bench"]
+    for name, value in vars(args).items():
+        if name in ("command", "bench", "run", "to", "write") or value in (None, False):
+            continue
+        if name == "size" and (args.full_size or getattr(args, "setting_weights", None)):
+            continue
+        flag = "--" + name.removeprefix("setting_").replace("_", "-")
+        words.append(flag if value is True else f"{flag} {value}")
+    return " ".join(words)
+
+
+def _tell(what: str) -> None:
+    sys.stderr.write(f"{what}\n")
