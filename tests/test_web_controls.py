@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stepaudio.settings import Settings
 from stepaudio.tasks import EDITS, PARALINGUISTIC_TAGS, TASKS
 from stepaudio.text import passages
 from stepaudio.types import EncodingTimes, SpeechTokens, Stage, Synthesis, Task, Timings
+from stepaudio.variants import variants
 from stepaudio.voices import VoiceDraft
 from stepaudio.web.desk import file_of
 from stepaudio.web.parts import tag_bar
@@ -468,6 +470,14 @@ def test_every_control_has_a_name_in_both_languages(studio):
 def test_the_tag_bar_has_every_tag_of_the_table(language):
     html = tag_bar("#text", language)
     assert [tag for tag in PARALINGUISTIC_TAGS if f'data-tag="{tag}"' not in html] == []
+
+
+def test_the_variants_are_shown_with_the_one_that_runs_and_why_not_the_others(studio, engine):
+    table = studio.press("language", "input")["variants"]["value"]
+    for each in variants(engine.weights):
+        assert escape(each.title["en"]) in table
+        assert escape(each.reason["en"]) in table
+    assert table.count("● running") == 1
 
 
 def test_tasks_that_the_weights_have_not_learnt_are_marked(studio, engine, monkeypatch):

@@ -11,6 +11,7 @@ from stepaudio.runs import RunSummary
 from stepaudio.service import Service
 from stepaudio.settings import Settings
 from stepaudio.types import Stage, Synthesis
+from stepaudio.variants import variants
 from stepaudio.web.sentences import in_language
 from stepaudio.web.strings import Language, say
 
@@ -181,6 +182,22 @@ def tasks_table(service: Service, language: Language) -> str:
     ]
     heads = [say(language, key) for key in ("task", "weights_title", "task_options")]
     return _table(heads, rows)
+
+
+def variants_table(service: Service, language: Language) -> str:
+    """Return the variants of the language model, which one runs, and why the others do not, as HTML."""
+    engine = service.engine
+    if engine is None:
+        return ""
+    rows = [
+        (
+            each.title[language],
+            say(language, "running" if each.running else "possible" if each.available else "not_possible"),
+            each.reason[language],
+        )
+        for each in variants(engine.weights)
+    ]
+    return _table([say(language, key) for key in ("variant", "state", "note")], rows)
 
 
 def defaults_table(settings: Settings, language: Language) -> str:
