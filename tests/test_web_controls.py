@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -464,6 +465,14 @@ def test_every_control_has_a_name_in_both_languages(studio):
             assert block.label, block.elem_id
         if isinstance(block, gr.Button) and not isinstance(block, gr.UploadButton):
             assert block.value, block.elem_id
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "http://127.0.0.1:1/x"])
+def test_a_component_that_gradio_has_made_anew_takes_uploads_only_still(studio, path):
+    for block in (studio.component("reference"), type(studio.component("reference"))(render=False)):
+        assert block.get_block_name() == "audio"  # the browser takes it for what it is
+        with pytest.raises(gr.Error, match="must be uploaded"):
+            asyncio.run(block.async_move_resource_to_block_cache(path))
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
