@@ -261,6 +261,10 @@ class Pipeline:
             mel = self._vocoder.flow(tokens, prompt, encoding.mel, encoding.speaker, seed=0, steps=2)
             self._vocoder.sound(mel, seed=0)
 
+    def forget(self) -> None:
+        """Let go of memory that only saves time; the next request takes longer."""
+        self._lm.forget()
+
     def close(self) -> None:
         """Release the encoder's threads and the cache; the pipeline cannot be used afterwards."""
         self._encoder.close()
@@ -296,15 +300,14 @@ class Pipeline:
 
         def order(words: str) -> Order:
             parts: list[Passage] = []
-            longest = silence = 0.0
+            longest = 0.0
             for part in passages(words, self.limits.passage_seconds):
                 told = self._verbalise(part.text)
                 ids = self._prompts.clone(transcript, prompt, told, reference.waveform)
                 most = most_tokens(seconds_cap(told), self.limits, sampling, max_seconds)
                 parts.append(Passage(ids, self._prompts.shared(ids), most, part.pause))
                 longest += seconds_cap(told)
-                silence += part.pause
-            most = most_tokens(longest, self.limits, sampling, max_seconds, silence=silence)
+            most = most_tokens(longest, self.limits, sampling, max_seconds)
             return Order(tuple(parts), prompt, encoding, times, words, sampling, seed, most)
 
         return [order(words) for words in all_words]

@@ -32,7 +32,9 @@ def kept_engine(tiny_weights, tmp_path_factory):
     (weights / "presets" / "grace.wav").write_bytes(encode_wav(voice(1.5, pitch=222.0)))
     notes = {"name": "Grace", "transcript": "the words", "language": "en"}
     (weights / "presets" / "grace.json").write_text(json.dumps(notes))
-    settings = Settings(weights=str(weights), cache_dir=weights.parent / "cache", max_output_seconds=300.0)
+    settings = Settings(
+        weights=str(weights), cache_dir=weights.parent / "cache", max_output_seconds=300.0, passage_seconds=100.0
+    )
     engine = load_engine(choose_weights(settings), settings, device.choose("cpu", "float32"))
     yield KeptEngine(**{field.name: getattr(engine, field.name) for field in fields(engine)})
     engine.close()
