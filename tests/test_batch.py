@@ -131,14 +131,14 @@ def test_lines_may_name_voices_of_their_own(batch, out, capsys):
 def test_an_internal_error_costs_its_line_and_the_batch_goes_on(batch, out, monkeypatch, capsys):
     from stepaudio.pipeline import Pipeline
 
-    takes = Pipeline.takes
+    clone = Pipeline.clone
 
     def sometimes(self, reference, text, *args, **kwargs):
         if text == "b":
             raise RuntimeError("a bug")
-        return takes(self, reference, text, *args, **kwargs)
+        return clone(self, reference, text, *args, **kwargs)
 
-    monkeypatch.setattr(Pipeline, "takes", sometimes)
+    monkeypatch.setattr(Pipeline, "clone", sometimes)
     assert batch("a\nb\nc\n") == 1
     made = {record["line"]: record for record in records(out)}
     assert re.fullmatch(r"Internal error, request \w{8}: the log says more\.", made[2]["error"])
