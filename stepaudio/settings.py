@@ -44,6 +44,16 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(7860, ge=0, le=65535, description="port of the page and of the health checks")
+    login: str = Field(
+        "", repr=False, description="name:password that the page asks for (HTTP Basic); empty: nobody is asked"
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, le=3600, description="how long accepted requests may take to end when the server is stopped"
+    )
+    temp_dir: str = Field("", description="folder below which uploads and results are kept; empty: the system's own")
+    temp_megabytes: int = Field(
+        1024, ge=1, description="upper bound of uploads and results; the oldest go, then new ones are turned away"
+    )
     root_path: str = Field("", description="sub-path under which a reverse proxy serves the page, e.g. /voice")
     queue_limit: int = Field(
         16, ge=1, le=32, description="jobs that may wait (each holds a thread); the next one is told to try later"

@@ -60,6 +60,11 @@ class Workspaces:
             raise
         self._give(workspace)
 
+    def clear(self) -> None:
+        """Let go of those that came back, with their memory."""
+        with self._lock:
+            self._free = []
+
     def _take(self, batch: int, capacity: int) -> Workspace:
         # Powers of two, so that requests of about the same length find each other's room and graphs.
         capacity = max(1 << (capacity - 1).bit_length(), _LEAST_CAPACITY)

@@ -239,6 +239,12 @@ CHINESE: Mapping[str, str] = MappingProxyType(
         "task_options": "选项数",
         "learnt": "✓ 已学会",
         "not_learnt": "○ 仅展示用法",
+        "heading_variants": "## 语言模型的变体",
+        "variant": "变体",
+        "state": "状态",
+        "running": "● 正在运行",
+        "possible": "✓ 可用",
+        "not_possible": "– 此处不可用",
         "heading_get": "## 真正的权重",
         "get_words": "约 10 GB，来自 Hugging Face 或 ModelScope，并按其校验和逐一核对。停止或中断后可继续下载。"
         "下次启动程序时生效。",

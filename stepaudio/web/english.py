@@ -210,6 +210,12 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "task_options": "options",
         "learnt": "✓ learnt",
         "not_learnt": "○ shows only how it works",
+        "heading_variants": "## Variants of the language model",
+        "variant": "variant",
+        "state": "state",
+        "running": "● running",
+        "possible": "✓ possible",
+        "not_possible": "– not here",
         "heading_get": "## The real weights",
         "get_words": "About 10 GB, from Hugging Face or else ModelScope, verified against the hub's checksums. Stopped "
         "or broken off, it goes on where it was. They are used after the next start of the program.",

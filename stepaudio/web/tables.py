@@ -187,6 +187,22 @@ def tasks_table(service: Service, language: Language) -> str:
     return _table(heads, rows)
 
 
+def variants_table(service: Service, language: Language) -> str:
+    """Return the variants of the language model, which one runs, and why the others do not, as HTML."""
+    engine = service.engine
+    if engine is None:
+        return ""
+    rows = [
+        (
+            each.title[language],
+            say(language, "running" if each.running else "possible" if each.available else "not_possible"),
+            each.reason[language],
+        )
+        for each in variants(engine.weights)
+    ]
+    return _table([say(language, key) for key in ("variant", "state", "note")], rows)
+
+
 def defaults_table(settings: Settings, language: Language) -> str:
     """Return the defaults of a request, and the setting that changes each, as HTML."""
     rows = [(f"STEPAUDIO_{name.upper()}", str(getattr(settings, name))) for name in DEFAULTS]
