@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m stepaudio", description="Clone a voice on your own hardware.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="serve the web page", description="Serve the web page.")
+    serve = commands.add_parser("serve", help="serve the page and the API", description="Serve the page and the API.")
     add_flags(serve)
     serve.set_defaults(run=_serve)
 

@@ -20,8 +20,9 @@ from stepaudio.encoder.reference import ReferenceEncoder
 from stepaudio.encoder.s3 import SemanticEncoder
 from stepaudio.encoder.speaker import SpeakerEncoder
 from stepaudio.features import MelConfig
+from stepaudio.llm.bnb import Kind, pack_projections
 from stepaudio.llm.generate import SpeechLM
-from stepaudio.llm.loading import load_step1
+from stepaudio.llm.loading import is_packed, load_step1
 from stepaudio.orders import Limits
 from stepaudio.pipeline import Pipeline
 from stepaudio.prompts import PromptBuilder, SpeechTokenizer, layout_of
@@ -29,7 +30,7 @@ from stepaudio.settings import Settings
 from stepaudio.verbalise import verbaliser
 from stepaudio.vocoder.config import read_config
 from stepaudio.vocoder.vocoder import load_vocoder
-from stepaudio.weights import WeightsFolder, choose_weights
+from stepaudio.weights import BNB_INT8, BNB_NF4, WeightsFolder, choose_weights
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +38,15 @@ CENTROIDS, S3_ONNX, CAMPPLUS = "linguistic_tokenizer.npy", "speech_tokenizer_v1.
 TOKENIZER_MODEL = "tokenizer.model"
 FUNASR_FILES = ("config.yaml", "model.pt", "am.mvn")
 ENCODINGS = "encodings"
+BNB_KINDS: dict[str, Kind] = {BNB_INT8: "int8", BNB_NF4: "nf4"}
 
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """The loaded pipeline with what it was made from; ``summary`` is one sentence for page and log."""
+    """The loaded pipeline with what it was made from; ``summary`` is one sentence for page and log.
+
+    precision: what the language model computes with, in a few words.
+    """
 
     pipeline: Pipeline
     encoder: ReferenceEncoder
@@ -49,6 +54,7 @@ class Engine:
     runtime: Runtime
     summary: str
     transcriber: Transcriber
+    precision: str
 
     def close(self) -> None:
         """Release threads and the cache."""
@@ -64,7 +70,7 @@ def choose(settings: Settings) -> tuple[WeightsFolder, Runtime]:
     device.apply(runtime)
     log.info("Running on %s, %d threads.", runtime.reason, runtime.threads)
     weights = choose_weights(settings)
-    log.info("Weights: %s in %s (%s).", weights.card.title, weights.path, weights.reason)
+    log.info("Weights: %s in %s (%s), variant %s.", weights.card.title, weights.path, weights.reason, weights.variant)
     if "en" in weights.card.notice:
         log.warning("%s", weights.card.notice["en"])
     return weights, runtime
@@ -99,13 +105,14 @@ def load_engine(weights: WeightsFolder, settings: Settings, runtime: Runtime) ->
         verbalise=verbaliser(weights.card.verbalise),
         synchronize=runtime.synchronize,
     )
+    words = precision(weights, runtime)
     transcriber = load_transcriber(
         getattr(encoder.linguistic, "funasr", None),
         whisper_dir=settings.whisper_dir,
         trained=weights.card.speaks,
         device=runtime.device,
     )
-    return Engine(pipeline, encoder, weights, runtime, _summary(runtime, encoder, choice), transcriber)
+    return Engine(pipeline, encoder, weights, runtime, _summary(words, runtime, encoder, choice), transcriber, words)
 
 
 def linguistic_choice(settings: Settings) -> LinguisticChoice:
@@ -137,12 +144,18 @@ def load_language_model(weights: WeightsFolder, settings: Settings, runtime: Run
     """Return the prompt builder and the language model, which share one tokenizer."""
     tokenizer = SpeechTokenizer.load(weights.editx / TOKENIZER_MODEL)
     prompts = PromptBuilder(tokenizer, layout_of(weights.editx), markers=settings.prompt_markers)
-    model = load_step1(weights.editx, runtime.device, runtime.dtype)
+    kind = BNB_KINDS.get(weights.variant)
+    # What bitsandbytes packs is read into the CPU's memory, so that a GPU needs room for the packed weights alone.
+    model = load_step1(weights.editx, torch.device("cpu") if kind else runtime.device, runtime.dtype)
+    if kind:
+        pack_projections(model.model, kind, runtime.device)
+        model.to(runtime.device)
     lm = SpeechLM(
         model,
         tokenizer.vocabulary,
         prefix_bytes=settings.prefix_megabytes * 2**20,
-        cuda_graphs=settings.cuda_graphs,
+        # bitsandbytes promises nothing about capturing its kernels.
+        cuda_graphs=settings.cuda_graphs and not kind,
     )
     return prompts, lm
 
@@ -179,11 +192,12 @@ def part_loaders(weights: WeightsFolder, settings: Settings, runtime: Runtime) -
 
     def language_model() -> str:
         load_language_model(weights, settings, runtime)
-        return f"{weights.editx.name} on {runtime.device.type}, {_name(runtime.dtype)}"
+        return f"{weights.editx.name} on {runtime.device.type}, {precision(weights, runtime)}"
 
     def vocoder() -> str:
         load_vocoder(weights.cosyvoice, runtime.device)
-        return f"{weights.cosyvoice.name} on {runtime.device.type}, float32"
+        tf32 = " with TF32" if runtime.tf32 else ""
+        return f"{weights.cosyvoice.name} on {runtime.device.type}, float32{tf32}"
 
     return {
         "FunASR encoder": linguistic,
@@ -194,14 +208,21 @@ def part_loaders(weights: WeightsFolder, settings: Settings, runtime: Runtime) -
     }
 
 
-def _summary(runtime: Runtime, encoder: ReferenceEncoder, choice: LinguisticChoice) -> str:
-    tf32 = " with TF32" if runtime.tf32 else ""
+def precision(weights: WeightsFolder, runtime: Runtime) -> str:
+    """Return in a few words what the language model computes with."""
+    kept = {BNB_INT8: "8 bits (bitsandbytes int8)", BNB_NF4: "4 bits (bitsandbytes NF4)"}.get(weights.variant)
+    if kept is None and is_packed(weights.editx):
+        kept = "4 bits (AWQ)"
+    name = _name(runtime.dtype) + (" with TF32" if runtime.tf32 and runtime.dtype == torch.float32 else "")
+    return name if kept is None else f"{kept}, unpacked to {name} for each product"
+
+
+def _summary(precision: str, runtime: Runtime, encoder: ReferenceEncoder, choice: LinguisticChoice) -> str:
+    # Where rounding would decide between two codes, TF32 is kept away: see device.without_tf32.
+    rest = "flow and vocoder in float32 with TF32, the encoder in float32" if runtime.tf32 else "the rest in float32"
     provider = getattr(encoder.semantic, "provider", "unknown")
     engine = "" if choice.engine == "torch" else f"; linguistic codes by {choice.engine}"
-    return (
-        f"language model in {_name(runtime.dtype)}, the rest in float32{tf32}, on {runtime.reason}; "
-        f"ONNX with {provider}{engine}"
-    )
+    return f"language model in {precision}, {rest}, on {runtime.reason}; ONNX with {provider}{engine}"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,12 +53,17 @@ class Passage:
     max_tokens: int
     pause: float = 0.0
 
+    @property
+    def pause_tokens(self) -> int:
+        """As many ids as speech of the pause's length would take, in whole groups."""
+        return math.ceil(self.pause / GROUP_SECONDS - 1e-6) * GROUP
+
 
 @dataclass(frozen=True, eq=False)
 class Order:
     """A request made ready: its passages, whose voice speaks, and how the language model may draw.
 
-    words: what is spoken. max_tokens: the most ids of all passages together.
+    words: what is spoken. max_tokens: the most ids of all passages together, with the pauses between them.
     """
 
     passages: tuple[Passage, ...]
@@ -82,14 +88,9 @@ def seed_of(sampling: SamplingParams) -> int:
     return seed
 
 
-def most_tokens(
-    longest: float, limits: Limits, sampling: SamplingParams, max_seconds: float | None, *, silence: float = 0.0
-) -> int:
-    """Return the cap of new ids: the least of what task, limits and request allow, in whole groups, at least one.
-
-    silence: seconds of what limits and request allow that are taken by pauses.
-    """
-    seconds = min(longest, min(limits.max_output_seconds, max_seconds or float("inf")) - silence)
+def most_tokens(longest: float, limits: Limits, sampling: SamplingParams, max_seconds: float | None) -> int:
+    """Return the cap of new ids: the least of what task, limits and request allow, in whole groups, at least one."""
+    seconds = min(longest, limits.max_output_seconds, max_seconds or float("inf"))
     groups = max(int(seconds / GROUP_SECONDS + 1e-6), 1)
     if sampling.max_tokens is not None:
         groups = min(groups, max(sampling.max_tokens // GROUP, 1))
@@ -116,9 +117,9 @@ def spoken(order: Order, generations: Sequence[Generation]) -> Spoken:
     left = order.max_tokens // GROUP
     tokens: list[SpeechTokens] = []
     stopped: Stopped = "end" if len(generations) == len(order.passages) else "length"
-    for generation in generations:
-        groups = min(generation.tokens.groups, left)
-        left -= groups
+    for passage, generation in zip(order.passages, generations, strict=False):
+        groups = min(generation.tokens.groups, max(left, 0))
+        left -= groups + passage.pause_tokens // GROUP
         if groups < generation.tokens.groups or generation.stopped == "length":
             stopped = "length"
         if groups == generation.tokens.groups:

@@ -31,7 +31,7 @@ from stepaudio.speaking import Progress, Speaker
 from stepaudio.speech_stream import ShouldStop, SpeechStream
 from stepaudio.text import clean, passages, seconds_cap
 from stepaudio.timing import StageTimer, critical_path
-from stepaudio.tokens import GROUP, interleave
+from stepaudio.tokens import GROUP, IDS_PER_SECOND, interleave
 from stepaudio.types import (
     EncodedReference,
     EncodingTimes,
@@ -300,15 +300,14 @@ class Pipeline:
 
         def order(words: str) -> Order:
             parts: list[Passage] = []
-            longest = silence = 0.0
+            longest = 0.0
             for part in passages(words, self.limits.passage_seconds):
                 told = self._verbalise(part.text)
                 ids = self._prompts.clone(transcript, prompt, told, reference.waveform)
                 most = most_tokens(seconds_cap(told), self.limits, sampling, max_seconds)
                 parts.append(Passage(ids, self._prompts.shared(ids), most, part.pause))
-                longest += seconds_cap(told)
-                silence += part.pause
-            most = most_tokens(longest, self.limits, sampling, max_seconds, silence=silence)
+                longest += seconds_cap(told) + parts[-1].pause_tokens / IDS_PER_SECOND
+            most = most_tokens(longest, self.limits, sampling, max_seconds)
             return Order(tuple(parts), prompt, encoding, times, words, sampling, seed, most)
 
         return [order(words) for words in all_words]

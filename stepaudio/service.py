@@ -105,10 +105,12 @@ class CloneRequest(Request):
         }
         if self.in_pieces:
             return self._one_by_one(pipeline, reference, options)
-        if self.feed is None:
-            return pipeline.takes(reference, self.text, self.takes, self.sampling, **options)
         if self.takes != 1:
-            raise InvalidInput("Several takes cannot be played while they are being made; ask for one, or for files.")
+            if self.feed is not None:
+                raise InvalidInput("Several takes cannot be played while they are being made; ask for one.")
+            return pipeline.takes(reference, self.text, self.takes, self.sampling, **options)
+        if self.feed is None:
+            return [pipeline.clone(reference, self.text, self.sampling, **options)]
         stream = pipeline.stream(reference, self.text, self.sampling, **options)
         self.feed.begin(timer.so_far())
         return [stream.into(self.feed.put)]
@@ -344,7 +346,7 @@ class Service:
             extra={"facts": request_record(request.label, synthesis, waited=waited, further=further)},
         )
         self.runs.add(request.label, synthesis, waited)
-        self.metrics.made(request.label, synthesis, waited)
+        self.metrics.made(request.label, made, waited)
         takes = [CloneResult(*take) for take in zip(made, wavs, strict=True)]
         return replace(takes[0], further=tuple(takes[1:]))
 

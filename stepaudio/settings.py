@@ -68,11 +68,16 @@ class Settings(BaseSettings):
         600.0, gt=0, description="longest time that a request of the API may take, waiting in the line included"
     )
     max_batch_lines: int = Field(1000, ge=1, description="longest list of texts of one batch over the API")
-    batches_megabytes: int = Field(2048, ge=1, description="upper bound of the sounds of all batches that are kept")
+    batches_megabytes: int = Field(512, ge=1, description="upper bound of the sounds of all batches that are kept")
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the networks run")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the language model; auto: bfloat16 on a GPU that has it, else float32"
+    )
+    variant: Literal["auto", "base", "awq", "bnb-int8", "bnb-nf4"] = Field(
+        "auto",
+        description="form of the language model; awq: the folder Step-Audio-EditX-AWQ-4bit, bnb: packed by "
+        "bitsandbytes when loaded; auto: base, else what is there",
     )
     tf32: bool = Field(True, description="TF32 for float32 work on a GPU")
     linguistic_engine: Literal["torch", "torch-bf16", "onnx", "onnx-int8"] = Field(
@@ -101,7 +106,10 @@ class Settings(BaseSettings):
         15.0, ge=1, description="a text that takes longer to speak is split into passages where sentences end"
     )
     decode_rows: int = Field(
-        16, ge=1, le=64, description="passages, takes and texts that the language model decodes side by side"
+        16,
+        ge=1,
+        le=64,
+        description="passages, takes and texts decoded side by side (at full size about 0.25 GB of memory each)",
     )
 
     temperature: float = Field(0.7, ge=0, le=2, description="default sampling temperature; 0: greedy")

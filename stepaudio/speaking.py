@@ -117,7 +117,7 @@ class Speaker:
         """
         left = order.max_tokens
         for number, passage in enumerate(order.passages):
-            if left == 0:
+            if left < GROUP:
                 return
             if number:
                 numbers.mark(order.passages[number - 1].pause)
@@ -132,7 +132,7 @@ class Speaker:
                 should_stop=should_stop,
                 on_numbers=hear,
             )
-            left -= made.tokens.groups * GROUP
+            left -= made.tokens.groups * GROUP + passage.pause_tokens
             answers.append(made)
 
     def _speak(
@@ -156,7 +156,7 @@ class Speaker:
                     order.encoding.speaker,
                     seed=order.seed,
                     steps=flow_steps,
-                    progress=_flown(progress, number, len(jobs)),
+                    progress=_part(progress, FLOW, number, len(jobs)),
                     should_stop=should_stop,
                 )
                 for number, (order, tokens) in enumerate(jobs)
@@ -164,10 +164,12 @@ class Speaker:
             stage.note = _steps(flow_steps)
         progress(VOCODER, 0.0)
         with timer.stage(VOCODER):
-            sounds = []
-            for number, (mel, (order, _)) in enumerate(zip(mels, jobs, strict=True)):
-                sounds.append(self._vocoder.sound(mel, seed=order.seed))
-                progress(VOCODER, (number + 1) / len(jobs))
+            sounds = [
+                self._vocoder.sound(
+                    mel, seed=order.seed, progress=_part(progress, VOCODER, number, len(jobs)), should_stop=should_stop
+                )
+                for number, (mel, (order, _)) in enumerate(zip(mels, jobs, strict=True))
+            ]
             rest = iter(sounds)
             return [
                 joined([next(rest) for _ in answer.tokens], order.pauses[: len(answer.tokens)])
@@ -213,9 +215,9 @@ def _written(progress: Progress, before: int, most: int) -> Callable[[int, int],
     return lambda done, _: progress(LLM, (before + done) / most)
 
 
-def _flown(progress: Progress, number: int, count: int) -> Callable[[float], None]:
-    """Return what hears the fraction done of one mel among several."""
-    return lambda fraction: progress(FLOW, (number + fraction) / count)
+def _part(progress: Progress, stage: str, number: int, count: int) -> Callable[[float], None]:
+    """Return what hears the fraction done of one passage among several."""
+    return lambda fraction: progress(stage, (number + fraction) / count)
 
 
 def _speed(generations: Sequence[Generation], prefill: float, decode: float) -> str:

@@ -3,6 +3,7 @@
 <folder>/Step-Audio-EditX/       config.json, *.safetensors, tokenizer.model, tokenizer_config.json,
                                  CosyVoice-300M-25Hz/{cosyvoice.yaml, flow.pt, hift.pt, campplus.onnx}
 <folder>/Step-Audio-Tokenizer/   linguistic_tokenizer.npy, speech_tokenizer_v1.onnx, <funasr folder>/
+<folder>/Step-Audio-EditX-AWQ-4bit/   optional, or in place of Step-Audio-EditX: the same with a packed model
 <folder>/card.json               optional: what these weights are and what they cannot do
 """
 
@@ -14,7 +15,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ from stepaudio.tiny import tiny_name, write_tiny
 log = logging.getLogger(__name__)
 
 EDITX, TOKENIZER, COSYVOICE = "Step-Audio-EditX", "Step-Audio-Tokenizer", "CosyVoice-300M-25Hz"
+EDITX_AWQ = "Step-Audio-EditX-AWQ-4bit"
+"""The official folder whose language model is packed in 4 bits; it has a vocoder of its own."""
+
 CARD = "card.json"
+BASE, AWQ, BNB_INT8, BNB_NF4 = "base", "awq", "bnb-int8", "bnb-nf4"
+"""The variants of the language model: as it is, packed in its files, packed by bitsandbytes when it is loaded."""
+
 LM_CONFIG = "config.json"
 """Of the language model; a folder that holds the other parts alone cannot speak and is not taken."""
 
@@ -56,15 +63,20 @@ class WeightsCard:
 
 @dataclass(frozen=True)
 class WeightsFolder:
-    """A complete weights folder, its card, and why it was chosen."""
+    """A complete weights folder, its card, and why it was chosen.
+
+    variant: which form of the language model is used, one of variants.VARIANTS.
+    """
 
     path: Path
     card: WeightsCard
     reason: str
+    variant: str = BASE
 
     @property
     def editx(self) -> Path:
-        return self.path / EDITX
+        """The folder of the language model and the vocoder."""
+        return self.path / (EDITX_AWQ if self.variant == AWQ else EDITX)
 
     @property
     def cosyvoice(self) -> Path:
@@ -86,8 +98,21 @@ class WeightsFolder:
 def choose_weights(settings: Settings) -> WeightsFolder:
     """Return the weights to use: those that are named, else real ones under models_dir, else mini, else tiny.
 
-    Raises WeightsError when a named folder is not there or holds no weights.
+    The variant is the one that the settings name; unless they do, the plain one, or the only one that is there.
+    Raises WeightsError when a named folder is not there or holds no weights, or not those of the variant.
     """
+    chosen = _choose_folder(settings)
+    variant: str = settings.variant
+    if variant == "auto":
+        variant = BASE if (chosen.path / EDITX).is_dir() else AWQ
+    chosen = replace(chosen, variant=variant)
+    if not chosen.editx.is_dir():
+        raise WeightsError(f"The variant {variant} needs the folder {chosen.editx}, which is not there.")
+    return chosen
+
+
+def _choose_folder(settings: Settings) -> WeightsFolder:
+    """Return the weights folder, whichever variants it holds."""
     if settings.weights:
         named = Path(settings.weights)
         path = named if named.is_absolute() or len(named.parts) > 1 else settings.models_dir / named
@@ -122,11 +147,11 @@ def read_card(folder: Path) -> WeightsCard:
 
 
 def _present(folder: Path) -> bool:
-    return (folder / EDITX).is_dir() and (folder / TOKENIZER).is_dir()
+    return any((folder / name).is_dir() for name in (EDITX, EDITX_AWQ)) and (folder / TOKENIZER).is_dir()
 
 
 def _complete(folder: Path) -> bool:
-    return _present(folder) and (folder / EDITX / LM_CONFIG).is_file()
+    return _present(folder) and any((folder / name / LM_CONFIG).is_file() for name in (EDITX, EDITX_AWQ))
 
 
 def _tiny_folder(cache_dir: Path) -> Path:

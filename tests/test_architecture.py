@@ -22,7 +22,7 @@ LAYERS = [
     {"snapshot"},
     {"download"},
     {"pipeline", "speaking", "orders", "speech_stream", "weights", "asr", "metrics"},
-    {"memory"},
+    {"memory", "variants"},
     {"loading"},
     {"library"},
     {"queue"},

@@ -193,6 +193,15 @@ def test_a_request_that_is_not_accepted_ends_the_wait_of_its_tickets_holder(serv
     assert isinstance(feed.error, Cancelled)
 
 
+def test_several_takes_are_not_played_while_they_are_made(service, good):
+    ticket = service.tickets.open()
+    feed = service.tickets.claim(ticket, "read")
+    view = clone(service, good, ticket=ticket, takes=2)
+    assert view.error == ""
+    assert [take.synthesis.seed for take in view.takes] == [3, 4]
+    assert heard(feed) == b""
+
+
 def test_a_ticket_that_is_not_good_costs_only_the_playing_at_once(service, good):
     view = clone(service, good, ticket="worn out")
     assert view.wav is not None
@@ -206,7 +215,7 @@ def test_an_unforeseen_error_is_logged_with_its_traceback_and_shown_with_the_req
         raise ZeroDivisionError("a bug")
 
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
-        patch.setattr(service.engine.pipeline, "clone", broken)
+        patch.setattr(service.engine.pipeline, "takes", broken)
         view = clone(service, good)
     assert view.error == f"Internal error, request {view.request_id}: the server's log says more."
     assert "ZeroDivisionError" in caplog.text

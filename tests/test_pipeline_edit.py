@@ -73,7 +73,7 @@ def test_only_denoise_and_vad_do_without_a_transcript(pipeline, reference):
     [
         (Task("paralinguistic"), None, "The new text is empty."),
         (Task("paralinguistic"), " \x00", "The new text is empty."),
-        (Task("paralinguistic"), "a" * 1001, "The new text has 1001 characters; the limit is 1000."),
+        (Task("paralinguistic"), "a" * 5001, "The new text has 5001 characters; the limit is 5000."),
         (Task("emotion", "happy"), "words", "The task 'emotion' takes no new text"),
         (Task("clone"), None, "The task 'clone' is not an edit"),
         (Task("emotion", "hungry"), None, "'hungry' is not one of them"),
@@ -97,17 +97,17 @@ def test_the_number_of_passes_has_limits(pipeline, reference, passes):
 def test_the_length_is_bounded_by_the_reference_and_the_new_text(pipeline, task):
     """0.5 s of reference: the longest result is the task's stretch of it, 3 s, and what a new text may take."""
     short = Reference(voice(0.5), "words")
-    generate = Spy(pipeline._lm, "generate")
+    generate = Spy(pipeline._lm, "generate_many")
     sampling = SamplingParams(seed=1)
     pipeline.edit(short, task, new_text="[Sigh]ab" if task.name == "paralinguistic" else None, sampling=sampling)
-    seconds = generate.calls[0][1]["max_tokens"] / 5 * 0.12
+    seconds = generate.calls[0][1]["max_tokens"][0] / 5 * 0.12
     stretch = {"speed": 3.0, "denoise": 1.5, "vad": 1.5}.get(task.name, 2.0)
     longest = stretch * 0.5 + (seconds_cap("[Sigh]ab") if task.name == "paralinguistic" else 3.0)
     assert seconds == pytest.approx(min(longest, pipeline.limits.max_output_seconds), abs=0.12)
 
 
 def test_the_new_text_lengthens_the_bound(pipeline):
-    generate = Spy(pipeline._lm, "generate")
+    generate = Spy(pipeline._lm, "generate_many")
     bounds = []
     for text in ("a", "a [Laughter]"):
         pipeline.limits = type(pipeline.limits)(max_output_seconds=60.0)
@@ -118,7 +118,7 @@ def test_the_new_text_lengthens_the_bound(pipeline):
                 new_text=text,
                 should_stop=lambda: True,
             )
-        bounds.append(generate.calls[-1][1]["max_tokens"])
+        bounds.append(generate.calls[-1][1]["max_tokens"][0])
     assert bounds[1] - bounds[0] == pytest.approx((3.0 + 0.2) / 0.12 * 5, abs=5)
 
 
@@ -143,9 +143,9 @@ def test_a_pass_after_the_first_takes_the_new_text_for_the_transcript(pipeline, 
 
 
 def test_all_passes_share_the_seed_that_is_reported(pipeline, reference):
-    generate = Spy(pipeline._lm, "generate")
+    generate = Spy(pipeline._lm, "generate_many")
     made = pipeline.edit(reference, Task("vad"), passes=2, max_seconds=0.6, flow_steps=1)
-    assert {call[1]["seed"] for call in generate.calls} == {made.seed}
+    assert {seed for call in generate.calls for seed in call[1]["seeds"]} == {made.seed}
 
 
 def test_a_pass_with_too_little_sound_for_the_next_ends_the_edit(pipeline, reference):

@@ -17,6 +17,7 @@ from stepaudio.vocoder.bigvgan import FILTERS, Activation, BigVGAN, SnakeBeta, i
 from stepaudio.vocoder.config import BigvganConfig, read_config
 from stepaudio.vocoder.vocoder import Vocoder, load_vocoder
 from stepaudio.vocoder.weights import HIFT_NAME, fill, hift_names, weight_lengths
+from stepaudio.vocoder.windows import bigvgan_sound
 from tests.vocoder_recordings import SOUND, assert_close, speech, voice_of
 
 CPU = torch.device("cpu")
@@ -140,6 +141,18 @@ def test_far_from_a_cut_a_piece_sounds_as_it_does_within_the_whole(recorded: Big
     whole, piece = recorded(mel), recorded.samples(mel[:, :, 10 - 3 : 90 + 3])
     assert piece.shape == (1, 480 * 80)
     assert_close(piece[:, 480 * 25 : 480 * 55], whole[:, 480 * 35 : 480 * 65], 1e-5)
+
+
+@pytest.mark.parametrize("frames", [39, 41, 130])
+@torch.inference_mode()
+def test_in_windows_it_makes_the_sound_of_the_whole_but_for_the_tails_of_its_filters(
+    recorded: BigVGAN, frames: int
+) -> None:
+    mel = torch.randn(1, 80, frames, generator=torch.Generator().manual_seed(frames)) - 4
+    whole = recorded(mel)
+    made = bigvgan_sound(recorded, mel, size=40)
+    assert made.shape == whole.shape
+    assert float((made - whole).abs().max() / whole.abs().max()) < 1e-4
 
 
 def test_the_recorded_weights_have_exactly_our_names_and_shapes(recorded_state: dict[str, Tensor]) -> None:

@@ -12,12 +12,18 @@ import pytest
 from stepaudio.audiofile import load_reference
 from stepaudio.cache import EncodingCache
 from stepaudio.errors import InvalidInput
+from stepaudio.presets import PresetFolder
+from stepaudio.settings import Settings
 from stepaudio.tasks import EDITS
 from stepaudio.text import clean
 from stepaudio.types import EncodingTimes, SpeechTokens, Stage, Synthesis, Timings, Waveform
+from stepaudio.voices import VoiceDraft, VoiceFolder, VoiceLimits, read_export
+from stepaudio.web.forms import Knobs
+from stepaudio.web.history import Chain
 from stepaudio.web.sentences import in_language
 from stepaudio.web.strings import STRINGS, language_of, say
 from stepaudio.web.tables import run_report
+from tests.conftest import voice
 
 
 def fields(text: str) -> set[str]:
@@ -80,6 +86,22 @@ def test_each_sentence_that_a_user_may_meet_has_a_chinese_one(tmp_path):
     (tmp_path / "file").write_text("where the folder should be")
     with EncodingCache(tmp_path / "file", "f", size_limit=2**20) as cache:
         sentences.append(cache.stats().problem)
+    voices = VoiceFolder(tmp_path / "voices", VoiceLimits(max_voices=0))
+    draft = VoiceDraft(b"", "Ada", "words")
+    for wrong in (
+        lambda: voices.cleaned(replace(draft, name="")),
+        lambda: voices.cleaned(replace(draft, name="x" * 99)),
+        lambda: voices.load("0123456789abcdef"),
+        lambda: voices.save(draft, voice(1.0)),
+        lambda: read_export(b"no"),
+        lambda: PresetFolder(None).load("ada"),
+        lambda: Chain().select(3),
+        lambda: Knobs(True, None, 9.0, None, None, None, None).sampling(Settings()),
+        lambda: Knobs(True, None, None, None, None, None, 99).steps(Settings()),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            wrong()
+        sentences.append(str(caught.value))
     for sentence in sentences:
         assert in_language(sentence, "en") == sentence
         assert re.search("[\u4e00-\u9fff]", in_language(sentence, "zh")), sentence

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from stepaudio.audiofile import encode_float_wav
 from stepaudio.service import Service
 from stepaudio.settings import Settings
 from stepaudio.tasks import EDITS, PARALINGUISTIC_TAGS, TASKS
+from stepaudio.text import passages
 from stepaudio.types import EncodingTimes, SpeechTokens, Stage, Synthesis, Task, Timings
+from stepaudio.variants import variants
 from stepaudio.voices import VoiceDraft
 from stepaudio.web.desk import file_of
 from stepaudio.web.parts import tag_bar
@@ -33,9 +37,10 @@ class Recorder:
 
     calls: list[dict[str, Any]] = field(default_factory=list)
 
-    def clone(self, reference, text, sampling, **others) -> Synthesis:
-        self.calls.append({"reference": reference, "text": text, "sampling": sampling, **others})
-        return synthesis(text, sampling.seed)
+    def takes(self, reference, text, count, sampling, **others) -> list[Synthesis]:
+        self.calls.append({"reference": reference, "text": text, "takes": count, "sampling": sampling, **others})
+        first = synthesis(text, sampling.seed)
+        return [first, *(synthesis(text, first.seed + number) for number in range(1, count))]
 
     def edit(self, reference, task, *, new_text, sampling, **others) -> Synthesis:
         self.calls.append({"reference": reference, "task": task, "new_text": new_text, "sampling": sampling, **others})
@@ -81,7 +86,7 @@ def engine(tiny_weights, tmp_path_factory):
 @pytest.fixture
 def recorder(engine, monkeypatch) -> Recorder:
     fake = Recorder()
-    monkeypatch.setattr(engine.pipeline, "clone", fake.clone)
+    monkeypatch.setattr(engine.pipeline, "takes", fake.takes)
     monkeypatch.setattr(engine.pipeline, "edit", fake.edit)
     return fake
 
@@ -144,6 +149,7 @@ CLONE_CONTROLS = {
     "temperature": (0.3, lambda call: call["sampling"].temperature, 0.3),
     "top_k": (7, lambda call: call["sampling"].top_k, 7),
     "top_p": (0.8, lambda call: call["sampling"].top_p, 0.8),
+    "takes": (3, lambda call: call["takes"], 3),
     "max_seconds": (2, lambda call: call["max_seconds"], 2),
     "flow_steps": (3, lambda call: call["flow_steps"], 3),
 }
@@ -164,6 +170,20 @@ def test_the_seed_is_drawn_or_taken_as_the_tick_says(studio, recorder):
     assert studio.value("seed") == 4711  # the one that was used is written back
     studio.fill(seed=6, new_seed=False).press("generate")
     assert recorder.last["sampling"].seed == 6
+
+
+def test_one_of_several_takes_is_picked_heard_and_edited(studio, recorder):
+    made = studio.fill(takes=3, seed=10, new_seed=False).press("generate")
+    assert [value for _, value in made["takes-made"]["choices"]] == [0, 1, 2]
+    assert "seed 12" in made["takes-made"]["choices"][2][0]
+    first = Path(studio.value("result")).read_bytes()
+    studio.fill(takes_made=2).press("takes-made", "input")
+    assert studio.value("seed") == 12  # so that this take can be made again
+    assert Path(studio.value("result")).read_bytes() != first
+    studio.press("edit-this")
+    studio.press("apply")
+    np.testing.assert_allclose(recorder.last["reference"].waveform.samples, voice(1.0, seed=12).samples, atol=1e-4)
+    assert studio.fill(takes=1).press("generate")["takes-made"]["visible"] is False
 
 
 def test_the_upload_is_the_reference_and_its_length_reaches_the_pipeline(studio, recorder):
@@ -234,9 +254,18 @@ def test_where_consent_is_required_a_new_voice_needs_the_tick_and_a_saved_one_do
 
 def test_characters_and_seconds_of_the_text_are_counted(studio):
     html = studio.fill(text="Hello there.").press("text", "change")["text-facts"]
-    assert "12 of 1000 characters" in html
+    assert "12 of 5000 characters" in html
     assert 'class="over"' not in html
-    assert 'class="over"' in studio.fill(text="a" * 1001).press("text", "change")["text-facts"]
+    assert "<li>" not in html
+    assert 'class="over"' in studio.fill(text="a" * 5001).press("text", "change")["text-facts"]
+
+
+def test_the_passages_of_a_long_text_are_shown_before_it_is_spoken(studio, service):
+    text = " ".join(f"This is sentence number {number} of a text that is long." for number in range(12))
+    html = studio.fill(text=text).press("text", "change")["text-facts"]
+    expected = passages(text, service.settings.passage_seconds)
+    assert html.count("<li>") == len(expected) >= 2
+    assert f"<li>{expected[0].text}</li>" in html
 
 
 # Edit
@@ -438,10 +467,26 @@ def test_every_control_has_a_name_in_both_languages(studio):
             assert block.value, block.elem_id
 
 
+@pytest.mark.parametrize("path", ["/etc/hostname", "http://127.0.0.1:1/x"])
+def test_a_component_that_gradio_has_made_anew_takes_uploads_only_still(studio, path):
+    for block in (studio.component("reference"), type(studio.component("reference"))(render=False)):
+        assert block.get_block_name() == "audio"  # the browser takes it for what it is
+        with pytest.raises(gr.Error, match="must be uploaded"):
+            asyncio.run(block.async_move_resource_to_block_cache(path))
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_tag_bar_has_every_tag_of_the_table(language):
     html = tag_bar("#text", language)
     assert [tag for tag in PARALINGUISTIC_TAGS if f'data-tag="{tag}"' not in html] == []
+
+
+def test_the_variants_are_shown_with_the_one_that_runs_and_why_not_the_others(studio, engine):
+    table = studio.press("language", "input")["variants"]["value"]
+    for each in variants(engine.weights):
+        assert escape(each.title["en"]) in table
+        assert escape(each.reason["en"]) in table
+    assert table.count("● running") == 1
 
 
 def test_tasks_that_the_weights_have_not_learnt_are_marked(studio, engine, monkeypatch):

@@ -167,8 +167,10 @@ def test_no_more_runs_are_remembered_than_told():
 def test_an_answer_is_shown_where_the_documents_have_one(tmp_path, monkeypatch):
     monkeypatch.setattr("stepaudio.web.performance_tab.DOCS", tmp_path)
     assert answer("en") == ""
-    (tmp_path / "ANSWER.zh.md").write_text("# 回答", encoding="utf-8")
-    assert answer("zh") == "# 回答"
+    (tmp_path / "ANSWER.zh.md").write_text(
+        "# 回答\n[数据](../benchmarks/suite.json) [页](https://a.b)", encoding="utf-8"
+    )
+    assert answer("zh") == "## 回答\n数据 [页](https://a.b)"
 
 
 # The download

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepaudio.errors import WeightsError
+from stepaudio.llm.compressed import read_weight, scheme_of, unpacked_names
+from stepaudio.llm.quantised import QuantisedLinear
 
 if TYPE_CHECKING:
     from stepaudio.llm.configuration import Step1Config
@@ -33,7 +35,8 @@ _SIZES = (
 def load_step1(folder: Path, device: torch.device, dtype: torch.dtype) -> Step1ForCausalLM:
     """Return the model of ``folder`` on ``device`` in ``dtype``, ready for inference.
 
-    Reads config.json and the shards that model.safetensors.index.json names (without it: every *.safetensors).
+    Reads config.json and the shards that model.safetensors.index.json names (without it: every *.safetensors). The
+    projections of a folder that holds them packed (see compressed.py) stay packed.
     Raises WeightsError, naming file and folder, for anything missing, damaged, superfluous or of another shape.
     """
     # Imported when needed: transformers takes seconds, and generating from a loaded model does not use it.
@@ -44,11 +47,18 @@ def load_step1(folder: Path, device: torch.device, dtype: torch.dtype) -> Step1F
     with torch.device("meta"):
         model = Step1ForCausalLM(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    scheme = scheme_of(_json(folder, CONFIG_FILE), folder)
+    packed = _packed_weights(model) if scheme is not None else {}
+    parts = {part for name in packed for part in unpacked_names(name, scheme)} if scheme is not None else set()
+    expected = {name: shape for name, shape in expected.items() if name not in packed}
     state: dict[str, Tensor] = {}
     for shard, names in _shards(folder).items():
         for name, tensor in _tensors(folder, shard, names, device):
             if name in state:
                 raise WeightsError(f"The tensor {name} of {shard} in {folder} stands in another file too.")
+            if name in parts:
+                state[name] = tensor.clone()
+                continue
             if name not in expected:
                 raise WeightsError(f"The file {shard} in {folder} holds the tensor {name}, which Step1 does not have.")
             if tensor.shape != expected[name] or not tensor.is_floating_point():
@@ -57,12 +67,32 @@ def load_step1(folder: Path, device: torch.device, dtype: torch.dtype) -> Step1F
                     f"config.json asks for floating-point numbers {tuple(expected[name])}."
                 )
             state[name] = tensor.to(dtype, copy=True)  # a copy: the original may be a map of the file
-    missing = [name for name in expected if name not in state]
+    missing = [name for name in [*expected, *sorted(parts)] if name not in state]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise WeightsError(f"The model files in {folder} lack the tensor {missing[0]}{more}.")
+    if scheme is not None:
+        for name, shape in packed.items():
+            owner, _, last = name.removesuffix(".weight").rpartition(".")
+            weight = read_weight(state, name, shape, scheme, dtype, folder)
+            setattr(model.get_submodule(owner), last, QuantisedLinear(weight))
+        state = {name: tensor for name, tensor in state.items() if name not in parts}
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def is_packed(folder: Path) -> bool:
+    """Return whether config.json says that the weights are packed; raises WeightsError for a way that is unknown."""
+    return scheme_of(_json(folder, CONFIG_FILE), folder) is not None
+
+
+def _packed_weights(model: Step1ForCausalLM) -> dict[str, tuple[int, int]]:
+    """Return the names and shapes of the weights that a packed folder has packed: all projections of all layers."""
+    return {
+        f"{name}.weight": (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not model.lm_head
+    }
 
 
 def read_config(folder: Path) -> Step1Config:

@@ -4,7 +4,7 @@ The step computes what network.Decoder computes for one more position, and then 
 allocated once in a DecodeState, every operation writes into it, and what depends on how far the sequences have come
 lies in tensors, never in Python. So nothing waits for the device, and a CUDA graph can hold the step (graphs.py);
 run as it is, on a CPU, it costs little more than its matrix products. (Some libraries take memory of their own for
-a product: oneDNN does in bfloat16. So does top_p for its sorting.)
+a product: oneDNN does in bfloat16. So does top_p for its sorting, and so do packed weights, see quantised.py.)
 
 Attention is two batched products around a softmax. Plain Flash Attention 2 cannot serve: its only bias is ALiBi's,
 linear in the distance, and this model's grows with the square root. The fused kernels that take any bias
@@ -26,20 +26,21 @@ from torch import Tensor, nn
 from stepaudio.llm.attention import KeyValueCache, score_bias
 from stepaudio.llm.graphs import Capture, Captured, Work
 from stepaudio.llm.network import Decoder, DecoderLayer, Dimensions
+from stepaudio.llm.quantised import Packed, QuantisedLinear, joined_rows
 from stepaudio.llm.sampling import REPETITION_WINDOW, UNKNOWN_ID, Drawer, SpeechHead
 from stepaudio.types import SamplingParams
 
 
 @dataclass(frozen=True, eq=False)
 class _LayerWeights:
-    """The weights of one layer, each product's ready to be multiplied from the right: (in, out)."""
+    """The weights of one layer, each product's ready to be multiplied from the right: (in, out), or packed."""
 
     attention_norm: Tensor  # (D,)
-    joint: Tensor  # (D, (H + 2 G) d): queries, keys, values
-    output: Tensor  # (D, D)
+    joint: Tensor | Packed  # (D, (H + 2 G) d): queries, keys, values
+    output: Tensor | Packed  # (D, D)
     mlp_norm: Tensor  # (D,)
-    gate_up: Tensor  # (D, 2 I)
-    down: Tensor  # (I, D)
+    gate_up: Tensor | Packed  # (D, 2 I)
+    down: Tensor | Packed  # (I, D)
 
 
 class StepWeights:
@@ -61,20 +62,31 @@ class StepWeights:
         attention, mlp = layer.self_attn, layer.mlp
         return _LayerWeights(
             attention_norm=layer.input_layernorm.weight.detach(),
-            joint=_joined(attention.q_proj, attention.k_proj, attention.v_proj).t(),
-            output=attention.o_proj.weight.detach().t(),
+            joint=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
+            output=_joined(attention.o_proj),
             mlp_norm=layer.post_attention_layernorm.weight.detach(),
-            gate_up=_joined(mlp.gate_proj, mlp.up_proj).t(),
-            down=mlp.down_proj.weight.detach().t(),
+            gate_up=_joined(mlp.gate_proj, mlp.up_proj),
+            down=_joined(mlp.down_proj),
         )
 
 
-def _joined(*projections: nn.Linear) -> Tensor:
-    """Return the weights one below another, and make each projection a view of its part."""
-    weight = torch.cat([projection.weight.detach() for projection in projections])
-    for projection, part in zip(projections, weight.split([p.out_features for p in projections]), strict=True):
+def _joined(*projections: nn.Module) -> Tensor | Packed:
+    """Return the weights side by side, (in, out), or packed; each projection is made a view of its part."""
+    quantised = [projection for projection in projections if isinstance(projection, QuantisedLinear)]
+    if quantised:
+        return joined_rows(quantised)
+    linear = [projection for projection in projections if isinstance(projection, nn.Linear)]
+    if len(linear) == 1:
+        return linear[0].weight.detach().t()
+    weight = torch.cat([projection.weight.detach() for projection in linear])
+    for projection, part in zip(linear, weight.split([p.out_features for p in linear]), strict=True):
         projection.weight = nn.Parameter(part, requires_grad=False)
-    return weight
+    return weight.t()
+
+
+def _factor(weight: Tensor | Packed) -> Tensor:
+    """Return the weight (in, out); one that is packed is unpacked into new memory."""
+    return weight if isinstance(weight, Tensor) else weight.dense().t()
 
 
 class DecodeState:
@@ -292,16 +304,16 @@ class Step:
             self._norm(layer.weights.attention_norm)
             self._attend(layer, reach)
             self._norm(layer.weights.mlp_norm)
-            torch.mm(self._normed, layer.weights.gate_up, out=self._gate_up)
+            torch.mm(self._normed, _factor(layer.weights.gate_up), out=self._gate_up)
             F.silu(self._gate, inplace=True)
             self._gate.mul_(self._up)
-            self._hidden.addmm_(self._gate, layer.weights.down)
+            self._hidden.addmm_(self._gate, _factor(layer.weights.down))
         self._norm(weights.norm)
         self._where.add_(self._onwards)
 
     def _attend(self, layer: _Layer, reach: _Reach) -> None:
         """Write the new keys and values into the cache, and add the attention of normed to hidden."""
-        torch.mm(self._normed, layer.weights.joint, out=self._joint)
+        torch.mm(self._normed, _factor(layer.weights.joint), out=self._joint)
         if self._narrow:
             self._joint_wide.copy_(self._joint)
         if self._query is not self._queries:
@@ -311,7 +323,7 @@ class Step:
         torch.softmax(reach.scores, -1, out=reach.shares)
         torch.bmm(reach.shares, layer.values, out=self._contexts)
         context = self._context_cast.copy_(self._context) if self._narrow else self._context
-        self._hidden.addmm_(context, layer.weights.output)
+        self._hidden.addmm_(context, _factor(layer.weights.output))
 
     def _norm(self, weight: Tensor) -> None:
         """Write the RMSNorm of hidden into normed, as network.RMSNorm has it."""

@@ -73,6 +73,8 @@ class Workspaces:
                 if workspace.state.batch >= batch and workspace.state.capacity >= capacity:
                     self._free.remove(workspace)
                     return workspace
+            # The new one can stand in for these: their memory goes before its is taken.
+            self._free = [w for w in self._free if w.state.batch > batch or w.state.capacity > capacity]
         return self._make(batch, capacity)
 
     def _give(self, workspace: Workspace) -> None:

@@ -20,6 +20,7 @@ from stepaudio.vocoder.noise import FLOW_NOISE, SOURCE_NOISE, Noise, draw_noise
 from stepaudio.vocoder.sound_stream import sound_stream
 from stepaudio.vocoder.stream import StreamConfig, VocoderStream, Voice
 from stepaudio.vocoder.weights import FLOW_NAME, HIFT_NAME, check_kind, fill, hift_names, read_state
+from stepaudio.vocoder.windows import bigvgan_sound, hift_sound
 
 
 class Vocoder:
@@ -80,21 +81,24 @@ class Vocoder:
         check_finite(mel, "The flow produced values")
         return mel
 
-    def sound(self, mel: Tensor, *, seed: int) -> Waveform:
+    def sound(
+        self, mel: Tensor, *, seed: int, progress: Progress | None = None, should_stop: ShouldStop | None = None
+    ) -> Waveform:
         """Return the sound of a mel (1, 80, T): 480 samples a frame, within the yaml's audio_limit.
 
-        The seed is that of HiFT's source noise; BigVGAN has no noise, and 1 is its limit.
-        Raises GenerationError for a mel without frames and for samples that are not finite.
+        The seed is that of HiFT's source noise; BigVGAN has no noise, and 1 is its limit. A long mel is computed in
+        windows (see windows.py), after each of which ``progress`` hears the fraction done.
+        Raises GenerationError for a mel without frames and for samples that are not finite, and Cancelled between
+        two windows as soon as ``should_stop`` says so.
         """
         if mel.shape[-1] == 0:
             raise GenerationError("The flow produced no sound; trying again may help.")
         mel = mel.to(self.device)
         if isinstance(self._hift, BigVGAN):
-            samples = self._hift(mel)[0]
+            samples = bigvgan_sound(self._hift, mel, progress=progress, should_stop=should_stop)[0]
         else:
-            config = self._hift.config
-            noise = draw_noise(seed, SOURCE_NOISE, mel.shape[-1] * config.frame_samples, config.harmonics + 1)
-            samples = self._hift(mel, noise.to(self.device))[0]
+            draw = Noise(seed, SOURCE_NOISE, self._hift.config.harmonics + 1).take
+            samples = hift_sound(self._hift, mel, draw, progress=progress, should_stop=should_stop)[0]
         check_finite(samples, "The vocoder produced samples")
         return Waveform(samples.cpu().numpy(), self.sample_rate)
 

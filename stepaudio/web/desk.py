@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from gradio.utils import get_upload_folder
 from stepaudio.audiofile import check_format, encode
 from stepaudio.service import Service
 from stepaudio.types import Waveform
+from stepaudio.voices import Voice
 from stepaudio.web.forms import NEW, PRESET, VOICE
 from stepaudio.web.handlers import Tab
 from stepaudio.web.sessions import Session, SessionJobs, Sessions
@@ -25,6 +27,7 @@ from stepaudio.web.words import Words
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of every event of the page: it is no API, and shows its progress itself where it takes long."""
 FORMATS = ("wav", "flac", "mp3", "opus")
+VOICES_SECONDS = 2.0
 
 
 class Desk:
@@ -36,6 +39,7 @@ class Desk:
         self.jobs = SessionJobs()
         self.sessions = Sessions()
         self.language: gr.Radio  # set by the page, before the tabs are built
+        self._voices: tuple[float, tuple[Voice, ...]] = (-VOICES_SECONDS, ())
 
     def session(self, request: gr.Request) -> Session:
         """Return what is remembered of the browser tab that asks."""
@@ -61,8 +65,16 @@ class Desk:
     def voice_choices(self, language: Language) -> list[tuple[str, str]]:
         """Return what may be chosen as a voice, a new one first."""
         presets = [(f"★ {preset.name}", PRESET + preset.id) for preset in self.service.presets.list()]
-        saved = [(voice.name, VOICE + voice.id) for voice in self.service.voices.list()]
+        saved = [(voice.name, VOICE + voice.id) for voice in self._saved_voices()]
         return [(say(language, "new_voice"), NEW), *presets, *saved]
+
+    def _saved_voices(self) -> tuple[Voice, ...]:
+        """Return the saved voices as they were a moment ago at the most: every open page asks all the time."""
+        read, voices = self._voices
+        if time.monotonic() - read >= VOICES_SECONDS:
+            voices = self.service.voices.list()
+            self._voices = (time.monotonic(), voices)
+        return voices
 
     def knows(self, task: str) -> bool:
         """Return whether the weights have learnt a task; taken for granted until they are loaded."""

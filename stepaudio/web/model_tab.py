@@ -10,7 +10,7 @@ import gradio as gr
 from stepaudio.web.desk import PRIVATE, Desk
 from stepaudio.web.fetching import WeightsFetcher
 from stepaudio.web.strings import Language, say
-from stepaudio.web.tables import defaults_table, tasks_table, weights_table
+from stepaudio.web.tables import defaults_table, tasks_table, variants_table, weights_table
 
 
 class ModelTab:
@@ -26,6 +26,8 @@ class ModelTab:
                 self.weights = gr.HTML(elem_id="weights")
                 on(gr.Markdown(), value="heading_tasks")
                 self.tasks = gr.HTML(elem_id="tasks")
+                on(gr.Markdown(), value="heading_variants")
+                self.variants = gr.HTML(elem_id="variants")
             with gr.Column():
                 on(gr.Markdown(), value="heading_get")
                 on(gr.Markdown(elem_id="get-words"), value="get_words")
@@ -39,7 +41,7 @@ class ModelTab:
     @property
     def live(self) -> dict[str, gr.components.Component]:
         """The components that follow what happens, by their names in ``values``."""
-        return {"weights": self.weights, "tasks": self.tasks, "fetch": self.progress}
+        return {"weights": self.weights, "tasks": self.tasks, "variants": self.variants, "fetch": self.progress}
 
     def values(self, language: Language) -> dict[str, Any]:
         """Return the values of the components of ``live``."""
@@ -47,6 +49,7 @@ class ModelTab:
         return {
             "weights": weights_table(service, language),
             "tasks": tasks_table(service, language),
+            "variants": variants_table(service, language),
             "fetch": fetch_line(self._fetcher, language),
         }
 

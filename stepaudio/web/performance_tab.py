@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from stepaudio.web.strings import Language, say
 from stepaudio.web.tables import cache_report, parts_table, run_report, runs_table
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
+_FILE_LINK = re.compile(r"!?\[([^\]]*)\]\((?!https?:)[^)]*\)")
+_HEADING = re.compile(r"^(#+ )", re.MULTILINE)
 ANSWERS: dict[Language, str] = {"en": "ANSWER.md", "zh": "ANSWER.zh.md"}
 
 
@@ -79,9 +82,16 @@ class PerformanceTab:
 
 
 def answer(language: Language) -> str:
-    """Return what the repository's docs say to the report on the predecessor; "" where they are not there."""
+    """Return what the repository's docs say to the report on the predecessor; "" where they are not there.
+
+    Its links lead to files of the repository, which the page does not serve: their words stay. Its headings stand
+    below the page's own.
+    """
     path = DOCS / ANSWERS[language]
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    words = _FILE_LINK.sub(r"\1", path.read_text(encoding="utf-8"))
+    return _HEADING.sub(r"#\1", words)
 
 
 def no_run(language: Language) -> str:

@@ -50,6 +50,31 @@ CHINESE = {
     "The seed is {seed}; it must lie between {least} and {most}.": (
         "随机种子为 {seed}；必须在 {least} 到 {most} 之间。"
     ),
+    "The name of the voice is empty.": "请填写声音的名称。",
+    "{what} has {count} characters; the limit is {limit}.": "{what} 有 {count} 个字符；上限为 {limit}。",
+    "The new text is empty.": "新文本是空的。",
+    "There is no saved voice {name}.": "没有名为 {name} 的已保存声音；可能已被删除。",
+    "There is no preset voice {name}.": "没有名为 {name} 的预设声音。",
+    "There are {count} saved voices, which is the limit; please remove one first.": (
+        "已保存 {count} 个声音，达到上限；请先删除一个。"
+    ),
+    "The saved voices have {held} MB and this one {size} MB; the limit is {limit} MB in all; "
+    "please remove one first.": "已保存的声音共 {held} MB，此声音 {size} MB；总上限为 {limit} MB；请先删除一个。",
+    "The file is not a voice that stepaudio has exported: {reason}.": "该文件不是 stepaudio 导出的声音：{reason}。",
+    "The file has {size} MB; the limit is {limit} MB.": "文件为 {size} MB；上限为 {limit} MB。",
+    "The history has {count} steps, which is the limit; please clear it.": (
+        "历史已有 {count} 个步骤，达到上限；请清空。"
+    ),
+    "There is no step {number} in the history.": "历史中没有步骤 {number}。",
+    "Pass {number} gave only {seconds} s of sound; trying again may help.": (
+        "第 {number} 遍只得到 {seconds} 秒声音；请再试一次。"
+    ),
+    "The number of {what} is {value}; it must lie between {least} and {most}.": (
+        "{what} 的数值为 {value}；必须在 {least} 到 {most} 之间。"
+    ),
+    "The {what} is {value}; it must lie between {least} and {most}.": (
+        "{what} 为 {value}；必须在 {least} 到 {most} 之间。"
+    ),
     "The prompt is {count} ids long; the model takes {least} to {most}. A shorter reference or text would fit.": (
         "提示长 {count} 个编码；模型可接受 {least} 到 {most} 个。请缩短参考音频或文本。"
     ),
