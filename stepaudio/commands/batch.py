@@ -132,14 +132,14 @@ def read_lines(path: Path, voices: VoiceFolder, shared: Line) -> list[Line]:
     shared: voice, transcript and seed for lines that have none of their own. Names of voices become ids here.
     """
     kinds = {".txt": _text_rows, ".csv": _csv_rows, ".jsonl": _jsonl_rows}
+    rows = kinds[".txt"] if str(path) == common.STANDARD else kinds.get(path.suffix.lower())
     if str(path) == common.STANDARD:
-        text, rows = common.text_of(common.STANDARD), _text_rows
+        text = common.text_of(common.STANDARD)
     else:
         try:
             text = read_file(path).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise InvalidInput(f"The file {path} is not UTF-8.") from error
-        rows = kinds.get(path.suffix.lower())
     if rows is None:
         raise InvalidInput(f"The file {path} ends in none of {', '.join(kinds)}.")
     ids: dict[str, str] = {}
