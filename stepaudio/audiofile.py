@@ -13,6 +13,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,11 @@ import soundfile
 from stepaudio.errors import InvalidInput, TooLarge, Unreadable
 from stepaudio.settings import Settings
 from stepaudio.types import FloatArray, Waveform
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +42,8 @@ FFMPEG_RATE = 48_000
 # Containers that hold their sound themselves. Not among them: playlists (hls, concat, dash), which name other files.
 FFMPEG_FORMATS = "mov,matroska,asf,aac,amr,avi,flv,mpeg,mpegts,wav,w64,mp3,ogg,flac,aiff,caf,au,ac3,eac3"
 FFMPEG_SECONDS = 30
+FFMPEG_BYTES = 2 * 2**30
+"""Of address space, libraries included; what phones record takes a tenth of that."""
 PCM16_SCALE = 32768
 UNKNOWN_SIZE = 0xFFFFFFFF
 
@@ -213,7 +221,7 @@ def _decode(data: bytes, most_seconds: float) -> tuple[FloatArray, int, float]:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate, channels, frames = file.samplerate, file.channels, file.frames
             _check_shape(rate, channels)
-            samples = file.read(int(most_seconds * rate), dtype="float32", always_2d=True)
+            samples = _read_mono(file, int(most_seconds * rate))
     except (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError) as error:
         if shutil.which("ffmpeg") is None:
             raise Unreadable(
@@ -226,7 +234,23 @@ def _decode(data: bytes, most_seconds: float) -> tuple[FloatArray, int, float]:
         raise InvalidInput("The reference holds no sound (0 samples).")
     # Some formats do not know their length; then libsndfile reports a huge number.
     seconds = frames / rate if 0 < frames < 2**40 else len(samples) / rate
-    return samples.mean(axis=1, dtype=np.float32), rate, max(seconds, len(samples) / rate)
+    return samples, rate, max(seconds, len(samples) / rate)
+
+
+def _read_mono(file: soundfile.SoundFile, most: int) -> FloatArray:
+    """Return at most ``most`` samples, the mean of all channels.
+
+    Read in blocks of a second: the memory for all channels at once would be what the header claims, up to gigabytes.
+    """
+    blocks = []
+    left = most
+    while left > 0:
+        block = file.read(min(left, file.samplerate), dtype="float32", always_2d=True)
+        if len(block) == 0:
+            break
+        blocks.append(block.mean(axis=1, dtype=np.float32))
+        left -= len(block)
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def _check_shape(rate: int, channels: int) -> None:
@@ -244,15 +268,28 @@ def _decode_with_ffmpeg(data: bytes, most_seconds: float) -> FloatArray:
         # A file, not a pipe: mp4 keeps its index at the end and must be seekable.
         source.write(data)
         source.flush()
-        command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file"]
+        command = ["ffmpeg", "-nostdin", "-v", "error", "-threads", "1", "-protocol_whitelist", "file"]
         command += ["-format_whitelist", FFMPEG_FORMATS, "-i", source.name]
         command += ["-t", f"{most_seconds:.3f}", "-vn", "-ac", "1", "-ar", str(FFMPEG_RATE), "-f", "f32le", "pipe:1"]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=FFMPEG_SECONDS, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise Unreadable(f"The reference could not be decoded within {FFMPEG_SECONDS} s.") from error
-    samples = np.frombuffer(done.stdout[: len(done.stdout) // 4 * 4], dtype="<f4").astype(np.float32)
+        sound, trouble = _run_bounded(command)
+    samples = np.frombuffer(sound[: len(sound) // 4 * 4], dtype="<f4").astype(np.float32)
     if len(samples) == 0:
-        log.debug("ffmpeg could not decode an upload: %s", done.stderr[:300].decode("utf-8", "replace").strip())
+        log.debug("ffmpeg could not decode an upload: %s", trouble[:300].decode("utf-8", "replace").strip())
         raise Unreadable("The reference cannot be read as sound; please give wav, flac, mp3, ogg, opus or m4a.")
     return samples
+
+
+def _run_bounded(command: list[str]) -> tuple[bytes, bytes]:
+    """Return what a decoder writes to its two outputs; bounded in time and, on Linux, in memory.
+
+    A few bytes of a file can claim tables of gigabytes, and reserve them before anything is found wrong.
+    """
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        if resource is not None and hasattr(resource, "prlimit"):
+            with suppress(ProcessLookupError):  # it has ended already
+                resource.prlimit(process.pid, resource.RLIMIT_AS, (FFMPEG_BYTES, FFMPEG_BYTES))
+        try:
+            return process.communicate(timeout=FFMPEG_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise Unreadable(f"The reference could not be decoded within {FFMPEG_SECONDS} s.") from error

@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m stepaudio", description="Clone a voice on your own hardware.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="serve the web page", description="Serve the web page.")
+    serve = commands.add_parser("serve", help="serve the page and the API", description="Serve the page and the API.")
     add_flags(serve)
     serve.set_defaults(run=_serve)
 
@@ -80,6 +80,13 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor", help="say what runs where and what is missing", description="Say what runs where and what is missing."
     )
+    doctor.add_argument(
+        "--real", action="store_true", help="try the weights for real: hashes, engines, one clone, one report to paste"
+    )
+    doctor.add_argument("--audio", type=Path, metavar="FILE", help="with --real: a recording of a voice")
+    doctor.add_argument("--transcript", default="", help="with --real: the words of the recording")
+    doctor.add_argument("--text", default="", help="with --real: the text to speak (default: an English sentence)")
+    doctor.add_argument("--to", type=Path, metavar="FILE", help="with --real: also write the report to this file")
     add_flags(doctor, only=DOCTOR_SETTINGS)
     doctor.set_defaults(run=_doctor)
 
@@ -143,6 +150,15 @@ def _download(parsed: argparse.Namespace, settings: Settings) -> int:
 def _doctor(parsed: argparse.Namespace, settings: Settings) -> int:
     from stepaudio.doctor import examine, render
 
+    if parsed.real:
+        from stepaudio import fieldtest
+        from stepaudio.files import write_file
+
+        text, healthy = fieldtest.try_out(settings, fieldtest.trial(parsed.audio, parsed.transcript, parsed.text))
+        sys.stdout.write(text)
+        if parsed.to:
+            write_file(parsed.to, text.encode("utf-8"))
+        return 0 if healthy else 1
     report = examine(settings)
     sys.stdout.write(render(report))
     return 0 if report.healthy else 1

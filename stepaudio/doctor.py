@@ -17,6 +17,7 @@ from stepaudio import device, loading
 from stepaudio.device import Runtime
 from stepaudio.errors import StepAudioError
 from stepaudio.settings import Settings
+from stepaudio.variants import variants
 from stepaudio.weights import WeightsFolder, choose_weights
 
 PACKAGES = ("gradio", "transformers", "funasr", "torchaudio", "onnxruntime-gpu", "onnxruntime", "diskcache", "numpy")
@@ -126,3 +127,5 @@ def _parts(weights: WeightsFolder, settings: Settings, runtime: Runtime) -> Iter
             yield Finding("good", name, load())
         except StepAudioError as error:
             yield Finding("bad", name, str(error))
+    for variant in variants(weights):
+        yield Finding("note", f"Variant {variant.name}", variant.reason["en"] or "runs")

@@ -7,6 +7,7 @@ StepAudioError
 │   └── Unreadable        bytes that are no sound
 ├── WeightsError      the operator can fix it: the message names the file and its folder
 ├── GenerationError   nothing came out of the models; trying again may help
+│   └── OutOfMemory       the machine's memory did not suffice for this request
 ├── Busy              the queue is full; try again later
 │   └── ShuttingDown      the program takes no more work
 └── Cancelled         the user, or a closed connection, stopped the job
@@ -44,6 +45,10 @@ class WeightsError(StepAudioError):
 
 class GenerationError(StepAudioError):
     """The models produced nothing that could become sound."""
+
+
+class OutOfMemory(GenerationError):
+    """The memory of the machine or its GPU did not suffice, even after what could be spared was given back."""
 
 
 class Busy(StepAudioError):

@@ -55,6 +55,11 @@ class SoundFeed:
         """What ended the feed before its time; to be asked for when next() has returned None."""
         return self._error
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether any sound has been put into it."""
+        return self.sample_rate > 0
+
     # The writer's side.
 
     def follow(self, job: Job[Any]) -> None:

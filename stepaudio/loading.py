@@ -43,7 +43,10 @@ BNB_KINDS: dict[str, Kind] = {BNB_INT8: "int8", BNB_NF4: "nf4"}
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """The loaded pipeline with what it was made from; ``summary`` is one sentence for page and log."""
+    """The loaded pipeline with what it was made from; ``summary`` is one sentence for page and log.
+
+    precision: what the language model computes with, in a few words.
+    """
 
     pipeline: Pipeline
     encoder: ReferenceEncoder
@@ -51,6 +54,7 @@ class Engine:
     runtime: Runtime
     summary: str
     transcriber: Transcriber
+    precision: str
 
     def close(self) -> None:
         """Release threads and the cache."""
@@ -101,13 +105,14 @@ def load_engine(weights: WeightsFolder, settings: Settings, runtime: Runtime) ->
         verbalise=verbaliser(weights.card.verbalise),
         synchronize=runtime.synchronize,
     )
+    words = precision(weights, runtime)
     transcriber = load_transcriber(
         getattr(encoder.linguistic, "funasr", None),
         whisper_dir=settings.whisper_dir,
         trained=weights.card.speaks,
         device=runtime.device,
     )
-    return Engine(pipeline, encoder, weights, runtime, _summary(weights, runtime, encoder, choice), transcriber)
+    return Engine(pipeline, encoder, weights, runtime, _summary(words, runtime, encoder, choice), transcriber, words)
 
 
 def linguistic_choice(settings: Settings) -> LinguisticChoice:
@@ -191,7 +196,8 @@ def part_loaders(weights: WeightsFolder, settings: Settings, runtime: Runtime) -
 
     def vocoder() -> str:
         load_vocoder(weights.cosyvoice, runtime.device)
-        return f"{weights.cosyvoice.name} on {runtime.device.type}, float32"
+        tf32 = " with TF32" if runtime.tf32 else ""
+        return f"{weights.cosyvoice.name} on {runtime.device.type}, float32{tf32}"
 
     return {
         "FunASR encoder": linguistic,
@@ -207,18 +213,16 @@ def precision(weights: WeightsFolder, runtime: Runtime) -> str:
     kept = {BNB_INT8: "8 bits (bitsandbytes int8)", BNB_NF4: "4 bits (bitsandbytes NF4)"}.get(weights.variant)
     if kept is None and is_packed(weights.editx):
         kept = "4 bits (AWQ)"
-    name = _name(runtime.dtype)
+    name = _name(runtime.dtype) + (" with TF32" if runtime.tf32 and runtime.dtype == torch.float32 else "")
     return name if kept is None else f"{kept}, unpacked to {name} for each product"
 
 
-def _summary(weights: WeightsFolder, runtime: Runtime, encoder: ReferenceEncoder, choice: LinguisticChoice) -> str:
-    tf32 = " with TF32" if runtime.tf32 else ""
+def _summary(precision: str, runtime: Runtime, encoder: ReferenceEncoder, choice: LinguisticChoice) -> str:
+    # Where rounding would decide between two codes, TF32 is kept away: see device.without_tf32.
+    rest = "flow and vocoder in float32 with TF32, the encoder in float32" if runtime.tf32 else "the rest in float32"
     provider = getattr(encoder.semantic, "provider", "unknown")
     engine = "" if choice.engine == "torch" else f"; linguistic codes by {choice.engine}"
-    return (
-        f"language model in {precision(weights, runtime)}, the rest in float32{tf32}, on {runtime.reason}; "
-        f"ONNX with {provider}{engine}"
-    )
+    return f"language model in {precision}, {rest}, on {runtime.reason}; ONNX with {provider}{engine}"
 
 
 def _name(dtype: torch.dtype) -> str:

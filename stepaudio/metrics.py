@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -41,8 +41,9 @@ class Metrics:
         self._tokens = self._counter("tokens", "Speech tokens written by the language model")
         self._http = self._counter("http_responses", "Answers over HTTP", "method", "route", "status")
 
-    def made(self, task: str, synthesis: Synthesis, waited: float) -> None:
-        """Count a request that gave a sound; waited: its seconds in the line."""
+    def made(self, task: str, takes: Sequence[Synthesis], waited: float) -> None:
+        """Count a request that gave a sound, or several takes with one timing; waited: its seconds in the line."""
+        synthesis = takes[0]
         timings = synthesis.timings
         self._waited.labels(task).observe(waited)
         self._total.labels(task).observe(timings.total)
@@ -50,9 +51,10 @@ class Metrics:
             self._stages.labels(task, stage.name).observe(stage.seconds)
         if synthesis.first_sound is not None:
             self._first.labels(task).observe(waited + synthesis.first_sound)
-        self._rtf.labels(task).observe(synthesis.rtf)
-        self._sound.labels(task).inc(synthesis.waveform.seconds)
-        tokens, writing = len(synthesis.tokens.numbers), timings.find(LLM)
+        seconds = sum(take.waveform.seconds for take in takes)
+        self._rtf.labels(task).observe(timings.total / seconds)
+        self._sound.labels(task).inc(seconds)
+        tokens, writing = sum(len(take.tokens.numbers) for take in takes), timings.find(LLM)
         self._tokens.inc(tokens)
         if writing is not None and writing.seconds > 0:
             self._speed.observe(tokens / writing.seconds)

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepaudio.errors import InvalidInput
+from stepaudio.errors import InvalidInput, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class PresetFolder:
         """Return a preset and the bytes of its sound file; raises InvalidInput where there is none that can be read."""
         preset = self._presets.get(preset_id)
         if preset is None:
-            raise InvalidInput(f"There is no preset voice {preset_id!r}.")
+            raise NotFound(f"There is no preset voice {preset_id!r}.")
         try:
             return preset, self._sounds[preset_id].read_bytes()
         except OSError as error:

@@ -230,6 +230,19 @@ class JobQueue:
             self._line.changed.notify_all()
             return job
 
+    def drain(self, seconds: float) -> bool:
+        """Take no more jobs and wait for those that are in line or run; return whether all were over in time.
+
+        What is not over then is cancelled, so that those who wait for it are told.
+        """
+        with self._line.changed:
+            self._closed = True
+            self._line.changed.notify_all()
+            over = self._line.changed.wait_for(lambda: not self._running and not self._line.waiting, seconds)
+            for job in (*self._line.waiting, *self._running):
+                job.cancel()
+            return over
+
     def close(self, drain_seconds: float = 0.0) -> None:
         """Take no more jobs, cancel those that wait, let those that run finish within the limit, then cancel them."""
         with self._line.changed:

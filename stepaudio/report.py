@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from stepaudio.timing import OTHER
 from stepaudio.types import EncodingTimes, Stage, Synthesis
 
 GET_ENGINE, POST_PROCESS = "Get engine", "Post-process"
@@ -74,10 +75,14 @@ def _seconds(synthesis: Synthesis, further: Sequence[Synthesis]) -> float:
 def _child_lines(stage: Stage, depth: int, indent: int = 7) -> list[str]:
     name = stage.name.ljust(CHILD_WIDTH - (indent - 7))
     busy = f"  busy {stage.busy:.3f}s" if stage.busy is not None else ""
-    note = f"  {stage.note}" if stage.note else ""
+    children = stage.children if depth > 0 else ()
+    # Here the rest needs no line of its own: a miss and a hit then fit into the last 30 lines of a log.
+    rest = sum(child.seconds for child in children if child.name == OTHER)
+    note = "".join(f"  {part}" for part in (stage.note, f"{OTHER} {rest:.3f}s" if rest else "") if part)
     lines = [f"{' ' * indent}{name} {stage.seconds:.3f}s{busy}{note}"]
-    for child in stage.children if depth > 0 else ():
-        lines.extend(_child_lines(child, depth - 1, indent + 2))
+    for child in children:
+        if child.name != OTHER:
+            lines.extend(_child_lines(child, depth - 1, indent + 2))
     return lines
 
 

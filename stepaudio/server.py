@@ -1,41 +1,100 @@
-"""Serving: logging, weights, service, HTTP, in that order."""
+"""Serving: logging, weights, memory, service, HTTP, in that order; and the end, which loses nothing accepted."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
+import threading
+from types import FrameType
 
 import uvicorn
 
+from stepaudio import memory
 from stepaudio.api import build_app
+from stepaudio.api.guard import read_keys
+from stepaudio.doors import Login, Room
 from stepaudio.errors import StepAudioError
 from stepaudio.loading import choose, load_engine
 from stepaudio.log import configure_logging
 from stepaudio.service import Service
 from stepaudio.settings import Settings
+from stepaudio.tempfolder import TempFolder
 
 log = logging.getLogger(__name__)
 
-# On SIGTERM connections get this long to end (a request ends with its job), then Service.close() some seconds more.
-# Together they stay below the 40 s after which docker-compose.yml lets the container be killed.
-SHUTDOWN_SECONDS = 25
+# After the accepted jobs are over, connections get this long to fetch what is theirs, and Service.close() some
+# seconds more. With STEPAUDIO_DRAIN_SECONDS that stays below the time after which docker-compose.yml lets the
+# container be killed.
+SHUTDOWN_SECONDS = 5
 
 
 def serve(settings: Settings) -> None:
     """Serve the page and the health checks until a signal ends the process.
 
-    Raises WeightsError at once when there is no usable weights folder, and StepAudioError when the port is taken. The
-    models are loaded while the page is up.
+    Raises WeightsError at once when there is no usable weights folder, InvalidInput for a login that is none, and
+    StepAudioError when the port is taken. The models are loaded while the page is up.
     """
     configure_logging(settings.log_level, settings.log_format)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
+    login = Login.parse(settings.login)
     weights, runtime = choose(settings)
+    for sentence in memory.advice(weights, runtime):
+        log.warning("%s", sentence)
     listener = _listen(settings.host, settings.port)
-    service = Service(settings, lambda: load_engine(weights, settings, runtime))
-    app = build_app(service)
-    service.start()
-    log.info("The page is at http://%s:%d%s/", settings.host, listener.getsockname()[1], settings.root_path)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS)
-    uvicorn.Server(config).run(sockets=[listener])
+    port = listener.getsockname()[1]
+    with TempFolder.opened(settings.temp_dir, port, settings.temp_megabytes * 2**20) as folder:
+        service = Service(settings, lambda: load_engine(weights, settings, runtime))
+        app = Room(build_app(service), folder)
+        service.start()
+        log.info("The page is at http://%s:%d%s/", settings.host, port, settings.root_path)
+        config = uvicorn.Config(
+            _locked(app, login, settings) if login else app,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+        Server(config, service, settings.drain_seconds).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """uvicorn that on the first SIGTERM lets the accepted jobs end, while new ones are told to go elsewhere.
+
+    The doors stay open meanwhile, so that results are fetched and new requests get their 503. A second signal ends
+    it as uvicorn does.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain_seconds = drain_seconds
+        self._draining: threading.Thread | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called for SIGTERM and SIGINT."""
+        if self._draining is not None:
+            super().handle_exit(sig, frame)
+            return
+        # In a thread: a handler interrupts whatever the main thread does, and must not wait for its locks.
+        self._draining = threading.Thread(target=self._drain, name="stepaudio-drain", daemon=True)
+        self._draining.start()
+
+    def _drain(self) -> None:
+        log.info("Stopping: accepted requests have %g s to end, new ones are refused.", self._drain_seconds)
+        if self._service.drain(self._drain_seconds):
+            log.info("Stopping: nothing is left to do.")
+        else:
+            log.warning("Stopping: what is not done after %g s is cancelled.", self._drain_seconds)
+        self.should_exit = True
+
+
+def _locked(app: Room, login: tuple[bytes, bytes], settings: Settings) -> Login:
+    return Login(app, login, root_path=settings.root_path, keyed=bool(read_keys(settings)))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a record tells more than that an open page was let go of at the end, a traceback otherwise."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -16,11 +16,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 from stepaudio.asr import Transcriber, absent
 from stepaudio.audiofile import Limits as FileLimits
 from stepaudio.audiofile import LoadedReference, encode_wav, load_reference
-from stepaudio.errors import Busy, Cancelled, InvalidInput, StepAudioError
+from stepaudio.errors import Busy, Cancelled, InvalidInput, OutOfMemory, StepAudioError
 from stepaudio.feed import SoundFeed, Tickets
 from stepaudio.loading import Engine
 from stepaudio.log import request_context
+from stepaudio.memory import is_out_of_memory, release
 from stepaudio.metrics import Metrics
+from stepaudio.orders import MAX_SEED
 from stepaudio.pipeline import Pipeline
 from stepaudio.presets import PresetFolder
 from stepaudio.queue import Job, JobQueue
@@ -37,7 +39,7 @@ CLONE, EDIT, SAVE_VOICE, TRANSCRIBE = "Clone", "Edit", "Save voice", "Transcribe
 DECODE_AUDIO = "Decode audio"
 LOOK_SECONDS = 0.2
 T = TypeVar("T")
-State = Literal["loading", "ready", "failed"]
+State = Literal["loading", "ready", "failed", "stopping"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,6 +61,10 @@ class Request(ABC):
     max_seconds: float | None = None
     client: str = ""
 
+    def smaller(self) -> Request | None:
+        """Return the request to try when memory did not suffice for this one; None where it cannot be tried again."""
+        return self
+
     @abstractmethod
     def run(
         self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
@@ -71,6 +77,7 @@ class CloneRequest(Request):
     """A text to be spoken in the voice of the sound, once or in several takes (see Pipeline.takes).
 
     feed: where the sound goes while it is being made, if anywhere; then there is one take.
+    in_pieces: whether flow and vocoder take a piece at a time, as for a feed, which needs less memory.
     """
 
     label = CLONE
@@ -78,6 +85,13 @@ class CloneRequest(Request):
     text: str
     feed: SoundFeed | None = None
     takes: int = 1
+    in_pieces: bool = False
+
+    def smaller(self) -> CloneRequest | None:
+        if self.feed is None:
+            return replace(self, in_pieces=True)
+        # What has been heard cannot be begun again.
+        return None if self.feed.has_begun else self
 
     def run(
         self, pipeline: Pipeline, reference: Reference, timer: StageTimer, job: Job[CloneResult]
@@ -89,6 +103,8 @@ class CloneRequest(Request):
             "progress": job.report,
             "should_stop": job.should_stop,
         }
+        if self.in_pieces:
+            return self._one_by_one(pipeline, reference, options)
         if self.takes != 1:
             if self.feed is not None:
                 raise InvalidInput("Several takes cannot be played while they are being made; ask for one.")
@@ -98,6 +114,15 @@ class CloneRequest(Request):
         stream = pipeline.stream(reference, self.text, self.sampling, **options)
         self.feed.begin(timer.so_far())
         return [stream.into(self.feed.put)]
+
+    def _one_by_one(self, pipeline: Pipeline, reference: Reference, options: dict[str, Any]) -> list[Synthesis]:
+        """Return the takes made one after the other and in pieces, each with the seed that it has otherwise."""
+        made: list[Synthesis] = []
+        for number in range(self.takes):
+            seed = (made[0].seed + number) % (MAX_SEED + 1) if made else self.sampling.seed
+            stream = pipeline.stream(reference, self.text, replace(self.sampling, seed=seed), **options)
+            made.append(stream.into(lambda piece: None))
+        return made
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -166,6 +191,7 @@ class Service:
         self._failure: StepAudioError | None = None
         self._presets = PresetFolder(None)
         self._decided = threading.Event()
+        self._stopping = False
         self._loader = threading.Thread(target=self._load_engine, name="stepaudio-load", daemon=True)
 
     def start(self) -> None:
@@ -174,7 +200,9 @@ class Service:
 
     @property
     def state(self) -> State:
-        """Whether requests are served at full speed already."""
+        """Whether requests are served at full speed already, and still."""
+        if self._stopping:
+            return "stopping"
         if not self._decided.is_set():
             return "loading"
         return "ready" if self._engine is not None else "failed"
@@ -233,6 +261,11 @@ class Service:
         job = self._submit(replace(request, feed=feed))
         feed.follow(job)
         return job
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more jobs and let those that were accepted end; return whether all were over in time."""
+        self._stopping = True
+        return self.queue.drain(seconds)
 
     def close(self, drain_seconds: float = 5.0) -> None:
         """Take no more jobs, let the running one finish within the limit, release the engine."""
@@ -300,7 +333,7 @@ class Service:
             with timer.stage(DECODE_AUDIO):
                 loaded, transcript = self._reference(request)
             reference = Reference(loaded.waveform, transcript)
-            made = request.run(engine.pipeline, reference, timer, job)
+            made = _run_within_memory(request, engine, reference, timer, job)
         with timer.stage(POST_PROCESS):
             wavs = [encode_wav(synthesis.waveform) for synthesis in made]
         timings = timer.finish()
@@ -313,7 +346,7 @@ class Service:
             extra={"facts": request_record(request.label, synthesis, waited=waited, further=further)},
         )
         self.runs.add(request.label, synthesis, waited)
-        self.metrics.made(request.label, synthesis, waited)
+        self.metrics.made(request.label, made, waited)
         takes = [CloneResult(*take) for take in zip(made, wavs, strict=True)]
         return replace(takes[0], further=tuple(takes[1:]))
 
@@ -345,3 +378,31 @@ class Service:
         saved = f"Saved the voice {voice.id}, {voice.seconds:.2f} s."
         log.info("%s", "\n".join([*cache_lines(times), *loaded.notices, saved]))
         return voice
+
+
+def _run_within_memory(
+    request: Request, engine: Engine, reference: Reference, timer: StageTimer, job: Job[CloneResult]
+) -> list[Synthesis]:
+    """Return what the pipeline makes of a request; where memory ends, it is tried once more, with less.
+
+    Raises OutOfMemory when that does not suffice either. Everything is raised outside of the handlers, because an
+    error that is kept keeps with it the memory that ran out.
+    """
+    try:
+        return request.run(engine.pipeline, reference, timer, job)
+    except (MemoryError, RuntimeError, StepAudioError) as error:
+        if not is_out_of_memory(error):
+            raise
+        log.warning("Out of memory: %s. What can be spared is given back.", str(error).split("\n")[0].rstrip("."))
+    engine.pipeline.forget()
+    release(engine.runtime)
+    again = request.smaller()
+    if again is not None:
+        try:
+            return again.run(engine.pipeline, reference, timer, job)
+        except (MemoryError, RuntimeError, StepAudioError) as error:
+            if not is_out_of_memory(error):
+                raise
+        engine.pipeline.forget()
+        release(engine.runtime)
+    raise OutOfMemory("There is not enough memory for this request; a shorter reference or a shorter text may fit.")

@@ -44,6 +44,16 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(7860, ge=0, le=65535, description="port of the page and of the health checks")
+    login: str = Field(
+        "", repr=False, description="name:password that the page asks for (HTTP Basic); empty: nobody is asked"
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, le=3600, description="how long accepted requests may take to end when the server is stopped"
+    )
+    temp_dir: str = Field("", description="folder below which uploads and results are kept; empty: the system's own")
+    temp_megabytes: int = Field(
+        1024, ge=1, description="upper bound of uploads and results; the oldest go, then new ones are turned away"
+    )
     root_path: str = Field("", description="sub-path under which a reverse proxy serves the page, e.g. /voice")
     queue_limit: int = Field(
         16, ge=1, le=32, description="jobs that may wait (each holds a thread); the next one is told to try later"
@@ -58,7 +68,7 @@ class Settings(BaseSettings):
         600.0, gt=0, description="longest time that a request of the API may take, waiting in the line included"
     )
     max_batch_lines: int = Field(1000, ge=1, description="longest list of texts of one batch over the API")
-    batches_megabytes: int = Field(2048, ge=1, description="upper bound of the sounds of all batches that are kept")
+    batches_megabytes: int = Field(512, ge=1, description="upper bound of the sounds of all batches that are kept")
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the networks run")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -96,7 +106,10 @@ class Settings(BaseSettings):
         15.0, ge=1, description="a text that takes longer to speak is split into passages where sentences end"
     )
     decode_rows: int = Field(
-        16, ge=1, le=64, description="passages, takes and texts that the language model decodes side by side"
+        16,
+        ge=1,
+        le=64,
+        description="passages, takes and texts decoded side by side (at full size about 0.25 GB of memory each)",
     )
 
     temperature: float = Field(0.7, ge=0, le=2, description="default sampling temperature; 0: greedy")

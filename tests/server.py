@@ -55,7 +55,7 @@ class Server:
             "STEPAUDIO_CACHE_DIR": str(self.folder / "cache"),
             "STEPAUDIO_DATA_DIR": str(self.folder / "data"),
             "STEPAUDIO_PORT": str(self.port),
-            "GRADIO_TEMP_DIR": str(self.folder / "gradio"),
+            "STEPAUDIO_TEMP_DIR": str(self.folder / "temporary"),
             "PYTHONUTF8": "1",
             **self.settings,
         }

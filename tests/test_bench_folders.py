@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -14,6 +15,7 @@ from stepaudio.bench.folders import MINI, SEED, TINY, llm_sizes, real_size, voco
 from stepaudio.bench.stand_ins import S3Size, write_s3_of
 from stepaudio.encoder.s3 import SemanticEncoder
 from stepaudio.tiny.encoder import paraformer_config
+from stepaudio.tiny.llm import TINY_SIZES
 from stepaudio.tiny.vocoder import TINY_YAML
 from stepaudio.vocoder.config import read_config
 from stepaudio.vocoder.flow import Flow
@@ -75,15 +77,26 @@ def test_a_section_that_the_vocoder_does_not_have_is_refused():
         vocoder_yaml({"estimator": {"depht": "3"}})
 
 
-def test_a_tiny_folder_is_whole_and_the_product_runs_on_it(tmp_path):
+SCALED_DOWN = replace(
+    real_size(layers=1, dtype=torch.bfloat16),
+    llm={**TINY_SIZES, "num_hidden_layers": 1, "vocab_size": 12_000, "max_seq_len": 4096},
+    paraformer={"size": 32, "heads": 2, "linear_units": 64, "blocks": 3},
+    vocoder={},
+    s3=S3Size(width=32, heads=2, layers=1),
+)
+"""The way in which the real size is written, with small networks."""
+
+
+@pytest.mark.parametrize("size", [TINY, SCALED_DOWN], ids=["tiny", "as the real size"])
+def test_a_folder_is_whole_and_the_product_runs_on_it(tmp_path, size):
     from stepaudio import device
     from stepaudio.loading import load_engine
     from stepaudio.settings import Settings
     from stepaudio.types import Reference, SamplingParams
     from stepaudio.weights import choose_weights
 
-    folder = write_folder(tmp_path / "weights", TINY)
-    assert json.loads((folder / "card.json").read_text())["title"] == "random weights of size tiny"
+    folder = write_folder(tmp_path / "weights", size)
+    assert json.loads((folder / "card.json").read_text())["title"] == f"random weights of size {size.name}"
     settings = Settings(weights=str(folder), cache_dir=tmp_path / "cache")
     engine = load_engine(choose_weights(settings), settings, device.choose("cpu"))
     made = engine.pipeline.clone(Reference(voice(1.0), "words"), "more words", SamplingParams(seed=1), max_seconds=0.6)

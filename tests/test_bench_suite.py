@@ -155,7 +155,7 @@ def test_all_documents_are_written(measured):
     for path, text in documents.renewed(root).items():
         assert path.read_text(encoding="utf-8") == text
     # A quick measurement is no figure: the documents stay those of suite.json.
-    assert "random weights of size tiny" not in (root / "docs" / "ANSWER.md").read_text(encoding="utf-8")
+    assert (root / "docs" / "ANSWER.md").read_text(encoding="utf-8") != report
 
 
 def test_writing_is_refused_outside_a_checkout(tmp_path, monkeypatch):
@@ -166,7 +166,14 @@ def test_writing_is_refused_outside_a_checkout(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--runs", "0"], ["--reference-seconds", "0.1"], ["--sound-seconds", "31"], ["--layers", "33"]]
+    "flags",
+    [
+        ["--runs", "0"],
+        ["--reference-seconds", "0.1"],
+        ["--sound-seconds", "31"],
+        ["--layers", "33"],
+        ["--lengths", "1", "31"],
+    ],
 )
 def test_what_cannot_be_measured_is_refused(flags):
     with pytest.raises(InvalidInput):
@@ -211,3 +218,27 @@ def test_the_flags_cost_no_import_of_torch():
     code = "import sys; import stepaudio.bench.suite; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "False"
+
+
+def test_the_command_says_what_was_measured():
+    parsed = parse("--full-size", "--lengths", "1", "2.5", "--threads", "2", "--write")
+    assert suite.command_of(parsed) == "python -m stepaudio bench --full-size --lengths 1.0 2.5 --threads 2"
+    named = parse("--weights", "mini", "--runs", "7")
+    assert suite.command_of(named) == "python -m stepaudio bench --runs 7 --weights mini"
+
+
+@pytest.mark.proof
+def test_the_full_size_runs_on_a_cpu(tmp_path):
+    """The real networks but for 31 layers of the language model; needs about 10 GB of memory and some minutes."""
+    flags = ["--full-size", "--layers", "1", "--device", "cpu", "--to", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "stepaudio", "bench", *flags], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path / "full-size.json").read_text(encoding="utf-8"))
+    model = results["conditions"]["language_model"]
+    assert (model["width"], model["heads"], model["groups"], model["layers"]) == (3072, 48, 4, 1)
+    assert model["parameters"] == 2 * 74752 * 3072 + 95_944_704 + 2 * 3072 + 3072
+    # Every weight of the layer is read for an id, in float32.
+    assert results["decoding"]["bytes_per_id"]["layers"] == 4 * (95_944_704 + 2 * 3072)
+    assert results["clones"]["sound_seconds"] == pytest.approx(0.6)

@@ -34,6 +34,19 @@ def test_room_that_came_back_is_lent_again_where_it_is_large_enough() -> None:
         assert longer.state.capacity == 2048
 
 
+def test_smaller_room_is_given_up_before_larger_is_taken() -> None:
+    pool = Workspaces(make)
+    with pool.lend(2, 10) as small:
+        pass
+    with pool.lend(1, 5000) as long:
+        pass
+    with pool.lend(4, 10) as wide:
+        assert small not in pool._free
+        assert long in pool._free  # nothing else is as long
+    with pool.lend(2, 10) as again:
+        assert again in (long, wide)
+
+
 def test_room_is_kept_after_a_stop_and_given_up_after_an_error() -> None:
     pool = Workspaces(make)
 

@@ -152,3 +152,10 @@ def test_chatter_of_libraries_is_not_logged_but_their_warnings_are(logged):
     assert "GET" not in text
     assert "request" not in text
     assert "worth knowing" in text
+
+
+def test_the_last_thirty_lines_of_a_log_hold_a_miss_and_the_hit_behind_it():
+    lines = [*request_block(synthesis(hit=False)).splitlines(), *request_block(synthesis(hit=True)).splitlines()]
+    assert len(lines) <= 30
+    assert "       FunASR             2.000s  miss  other 0.300s" in lines
+    assert "       other              0.872s" in lines

@@ -183,3 +183,19 @@ def test_a_stream_of_a_long_text_has_its_pauses_where_the_passages_meet(pipeline
         for passage in passages(TEXT, 1.0)
     ]
     assert long_runs[0][0] / 24_000 == pytest.approx(groups[0] * 0.12, abs=0.35)
+
+
+@pytest.mark.proof
+def test_three_minutes_of_text_stream_with_flat_memory(load, reference):
+    """Some twenty passages. Beyond the sound itself, which is the result, the process grows by less than 8 MB."""
+    pipeline = load(passage_seconds=2.0)
+    text = " ".join(f"Sentence number {number} of a long text, which goes on." for number in range(60))
+    sizes: list[int] = []
+    with pipeline.stream(reference, text, DRAWN, max_seconds=180.0, **QUICK) as stream:
+        for _ in stream:
+            sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+    made = stream.synthesis
+    assert made.passages > 15
+    assert made.waveform.seconds > 170
+    half, end = sizes[len(sizes) // 2], sizes[-1]
+    assert end - half < 4 * 90 * 24_000 + 8e6

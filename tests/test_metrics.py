@@ -35,7 +35,7 @@ def samples(metrics: Metrics) -> dict[tuple, float]:
 
 def test_a_sound_counts_its_stages_tokens_and_speed():
     metrics = Metrics()
-    metrics.made("Clone", replace(SYNTHESIS, first_sound=0.25), waited=2.0)
+    metrics.made("Clone", [replace(SYNTHESIS, first_sound=0.25)], waited=2.0)
     found = samples(metrics)
     assert found["stepaudio_stage_seconds_sum", "Clone", "LLM"] == 0.5
     assert ("stepaudio_stage_seconds_sum", "Clone", "other") not in found
@@ -44,6 +44,16 @@ def test_a_sound_counts_its_stages_tokens_and_speed():
     assert found["stepaudio_rtf_sum", "Clone"] == 0.5
     assert found["stepaudio_first_sound_seconds_sum", "Clone"] == 2.25
     assert found["stepaudio_queue_wait_seconds_sum", "Clone"] == 2.0
+
+
+def test_takes_count_together():
+    metrics = Metrics()
+    metrics.made("Clone", [SYNTHESIS] * 3, waited=0.0)
+    found = samples(metrics)
+    assert found["stepaudio_tokens_total",] == 3 * 85
+    assert found["stepaudio_sound_seconds_total", "Clone"] == 6
+    assert found["stepaudio_rtf_sum", "Clone"] == pytest.approx(1 / 6)
+    assert found["stepaudio_request_seconds_count", "Clone"] == 1
 
 
 def test_ends_are_told_apart():

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from stepaudio.server import SHUTDOWN_SECONDS
 from stepaudio.settings import PREFIX, Settings
 from tests.conftest import ROOT
 
@@ -103,12 +104,18 @@ def imported(paths: list[Path]) -> set[str]:
     return names
 
 
+OPTIONAL = {"bitsandbytes"}
+"""What only a setting asks for; its absence is one sentence, see tests/test_variants.py."""
+
+
 def test_every_library_that_the_product_imports_is_a_requirement():
     distributions = importlib.metadata.packages_distributions()
     declared = {requirement.name.lower() for requirement in RUN_TIME}
     missing = {
         name
-        for name in imported([ROOT / "app.py", *(ROOT / "stepaudio").rglob("*.py")]) - sys.stdlib_module_names
+        for name in imported([ROOT / "app.py", *(ROOT / "stepaudio").rglob("*.py")])
+        - sys.stdlib_module_names
+        - OPTIONAL
         if name != "stepaudio" and not {d.lower() for d in distributions.get(name, ["?"])} & declared
     }
     assert missing == set()
@@ -176,7 +183,7 @@ def test_the_image_reports_its_readiness(image):
 @pytest.mark.parametrize("image", IMAGES)
 def test_libraries_are_copied_before_the_source(image):
     copies = [rest for word, rest in whole(image) if word == "COPY"]
-    assert copies == [f"--from=libraries-{image} /opt/venv /opt/venv", "--chown=10001:10001 . ."]
+    assert copies == [f"--from=libraries-{image} /opt/venv /opt/venv", "--chmod=755 . ."]
 
 
 @pytest.mark.parametrize("image", IMAGES)
@@ -199,8 +206,8 @@ def test_only_the_cpu_image_takes_torch_from_the_cpu_index():
 
 
 def test_the_cpu_image_installs_the_pinned_torch():
-    step = last("libraries-cpu", "RUN")
-    command = re.search(r"\$\((grep [^)]*)\)", step)
+    steps = " ".join(rest for word, rest in whole("libraries-cpu") if word == "RUN")
+    command = re.search(r"\$\((grep [^)]*)\)", steps)
     assert command
     found = subprocess.run(["sh", "-c", command[1]], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert [found.strip()] == [str(requirement) for requirement in RUN_TIME if requirement.name == "torch"]
@@ -331,14 +338,44 @@ def test_the_log_cannot_fill_the_disk(name):
 def test_the_service_survives_a_restart_and_ends_politely(name):
     service = COMPOSE["services"][name]
     assert service["restart"] == "unless-stopped"
-    assert service["init"] is True
-    assert int(service["stop_grace_period"].removesuffix("s")) > 30
+    drain = Settings.model_fields["drain_seconds"].default
+    # After the accepted jobs come open connections, and the end of what had to be cancelled.
+    assert int(service["stop_grace_period"].removesuffix("s")) >= drain + SHUTDOWN_SECONDS + 10
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_a_small_init_is_the_first_process(image):
+    assert json.loads(last(image, "ENTRYPOINT")) == ["tini", "-g", "--"]
+    assert any(re.search(r"install .*\btini\b", rest) for word, rest in whole(image) if word == "RUN")
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_nothing_but_volumes_and_temporary_files_can_be_written(name):
+    service = COMPOSE["services"][name]
+    assert service["read_only"] is True
+    (temporary,) = service["tmpfs"]
+    # Room for all uploads, and as much again for what libraries keep there.
+    size = int(re.search(r"size=(\d+)g", temporary)[1]) * 1024
+    assert size >= 2 * Settings.model_fields["temp_megabytes"].default
+    assert service["cap_drop"] == ["ALL"]
+    assert service["pids_limit"] > 100
+    assert "MEMORY_LIMIT" in service["mem_limit"]
+
+
+def test_the_example_of_settings_names_only_what_is_read():
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    names = set(re.findall(r"^#?([A-Z_]+)=", text, re.MULTILINE))
+    compose = set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    assert names <= known | compose
+    assert {"BIND_ADDRESS", "MEMORY_LIMIT", "STEPAUDIO_LOGIN"} <= names
+    assert all(line.startswith("#") or not line for line in text.splitlines())  # nothing is set unasked
 
 
 def test_the_download_can_write_the_models_and_nothing_runs_beside_it():
     service = COMPOSE["services"]["download"]
     assert service["volumes"] == ["./models:/app/models"]
-    assert service["entrypoint"] == ["python", "-m", "stepaudio", "download"]
+    assert service["entrypoint"] == ["tini", "--", "python", "-m", "stepaudio", "download"]
     assert service["profiles"] == ["download"]
     assert service["healthcheck"] == {"disable": True}
 
@@ -346,7 +383,7 @@ def test_the_download_can_write_the_models_and_nothing_runs_beside_it():
 def test_only_settings_that_exist_are_set():
     text = "".join(
         line
-        for name in ("Dockerfile", "docker-compose.yml")
+        for name in ("Dockerfile", "docker-compose.yml", ".env.example")
         for line in (ROOT / name).read_text(encoding="utf-8").splitlines(keepends=True)
     )
     known = {PREFIX + name.upper() for name in Settings.model_fields}

@@ -10,7 +10,7 @@ from torch import nn
 
 from training.data import Example
 from training.shards import ClipRecord
-from training.trainer import Plan, best_weights, run, schedule
+from training.trainer import Plan, best_weights, optimizers_of, run, schedule
 
 
 def examples() -> list[Example]:
@@ -19,7 +19,9 @@ def examples() -> list[Example]:
     return [Example(record, rng.standard_normal((4, 3)).astype(np.float16), 0) for _ in range(12)]
 
 
-def train(checkpoint: Path, steps: int, stop_at: int | None = None, average: float = 0.0) -> dict[str, torch.Tensor]:
+def train(
+    checkpoint: Path, steps: int, stop_at: int | None = None, average: float = 0.0, turned: float = 0.0
+) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     done = []
@@ -31,7 +33,7 @@ def train(checkpoint: Path, steps: int, stop_at: int | None = None, average: flo
         rows = torch.from_numpy(np.concatenate([one.bank for one in batch])).float()
         return (model(rows) - torch.randn(len(rows), 1, generator=generator)).square().mean()
 
-    plan = Plan(steps=steps, batch=8, rate=1e-2, warm_up=4, save_every=1, average=average)
+    plan = Plan(steps=steps, batch=8, rate=1e-2, warm_up=4, save_every=1, average=average, turned=turned)
     try:
         run(model, examples(), [4] * 12, loss, checkpoint, plan)
     except KeyboardInterrupt:
@@ -53,6 +55,25 @@ def test_broken_at_the_end_of_an_epoch_the_result_is_that_of_one_run(tmp_path: P
     whole = train(tmp_path / "whole.pt", 12)
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value)
+
+
+def test_a_run_with_muon_goes_on_as_if_it_had_not_been_broken(tmp_path: Path) -> None:
+    train(tmp_path / "broken.pt", 12, stop_at=6, turned=0.02)
+    resumed = train(tmp_path / "broken.pt", 12, turned=0.02)
+    whole = train(tmp_path / "whole.pt", 12, turned=0.02)
+    plain = train(tmp_path / "plain.pt", 12)
+    assert not torch.allclose(whole["weight"], plain["weight"], atol=1e-3)
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value)
+
+
+def test_muon_trains_the_matrices_inside_and_no_tables() -> None:
+    model = nn.ModuleDict({"embedding": nn.Embedding(5, 4), "inner": nn.Linear(4, 4), "lm_head": nn.Linear(4, 5)})
+    plan = Plan(steps=1, batch=1, rate=1e-3, turned=2e-3)
+    adam, muon = optimizers_of(model, plan)
+    assert [id(one) for one in muon.param_groups[0]["params"]] == [id(model["inner"].weight)]
+    count = len(adam.param_groups[0]["params"]) + len(muon.param_groups[0]["params"])
+    assert count == len(list(model.parameters()))
 
 
 def test_a_finished_run_changes_nothing(tmp_path: Path) -> None:

@@ -13,14 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stepaudio.device import Runtime
 from stepaudio.errors import WeightsError
 from stepaudio.llm.compressed import read_weight, scheme_of
 from stepaudio.llm.loading import load_step1
-from stepaudio.loading import choose, part_loaders
+from stepaudio.loading import choose, part_loaders, precision
+from stepaudio.service import Service
 from stepaudio.settings import Settings
 from stepaudio.tiny.awq import GROUP, write_awq
 from stepaudio.types import Reference, SamplingParams
 from stepaudio.variants import VARIANTS, variants
+from stepaudio.web.tables import parts_table, weights_table
 from stepaudio.weights import EDITX, EDITX_AWQ, choose_weights
 from tests.conftest import voice
 from tests.test_vocoder_bigvgan import write_bigvgan
@@ -190,3 +193,34 @@ def test_a_library_that_is_missing_is_one_sentence(make, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(WeightsError, match="needs bitsandbytes, which cannot be used here"):
         make("bnb-int8")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tf32", "expected"),
+    [
+        (torch.float32, True, "float32 with TF32"),
+        (torch.float32, False, "float32"),
+        (torch.bfloat16, True, "bfloat16"),
+    ],
+)
+def test_tf32_is_told_of_each_part_that_has_it(folder, dtype, tf32, expected):
+    weights = choose_weights(Settings(weights=str(folder)))
+    runtime = Runtime(CPU, dtype, tf32, 1, "a test")
+    assert precision(weights, runtime) == expected
+    loaders = part_loaders(weights, Settings(), runtime)
+    assert loaders["Flow and HiFT"]().endswith("float32 with TF32" if tf32 else "float32")
+    assert "TF32" not in loaders["FunASR encoder"]()
+
+
+def test_the_page_lists_the_variants_with_their_reasons_in_both_languages(make, tmp_path):
+    engine = make("awq")
+    service = Service(Settings(cache_dir=tmp_path / "cache", data_dir=tmp_path / "data"), lambda: engine)
+    service.start()
+    assert service.wait_until_decided(120) == "ready"
+    english, chinese = weights_table(service, "en"), weights_table(service, "zh")
+    assert "awq: 4 bits, official folder" in english
+    assert english.count("✓ runs") == chinese.count("✓ 正在运行") == 1
+    assert "STEPAUDIO_VARIANT=base" in english
+    assert "STEPAUDIO_VARIANT=base" in chinese
+    assert "4 bits (AWQ)" in parts_table(service, "en")
+    service.close()

@@ -45,6 +45,9 @@ STEP_ROWS = 12
 """Lengths are multiples of this."""
 
 BATCH_ROWS, STEPS, LEARNING_RATE = 600, 10_000, 1e-3
+TURNED = 2.0
+"""Muon's learning rate over AdamW's."""
+
 SHIFTED, SHIFT = 0.5, 25
 """How often, and by how many frames at most at each end, a prompt's mel holds silence that its codes do not: the
 product trims what the codes are made of and not the mel, which is then squeezed to the codes' length."""
@@ -52,7 +55,7 @@ product trims what the codes are made of and not the mel, which is then squeezed
 OTHER_VOICE = 0.5
 """How often the speaker vector is that of another clip of the voice."""
 
-SPREAD = 0.5
+SPREAD = 0.3
 """How much of the way from the expected mel to the true one the second round goes."""
 
 MEL_MEAN, MEL_SPREAD = -6.0, 2.5
@@ -230,7 +233,9 @@ def train(
         model.velocity = torch.compile(velocity, dynamic=True)
     model.to(device)
     voices = Voices(clips)
-    plan = Plan(steps=steps, batch=BATCH_ROWS, rate=rate, weight_decay=0.01, average=0.999, seed=SEED)
+    plan = Plan(
+        steps=steps, batch=BATCH_ROWS, rate=rate, turned=TURNED * rate, weight_decay=0.01, average=0.999, seed=SEED
+    )
     sizes = [min(LONGEST, len(one.rows)) for one in clips]
 
     def loss(batch: list[Spoken], generator: torch.Generator) -> torch.Tensor:

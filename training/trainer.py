@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
+UNTURNED = ("embed", "adaLN", "lm_head")
+"""Parts of the names of matrices that Muon does not train."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -32,6 +35,9 @@ class Plan:
     weight_decay: float = 0.02
     clip: float = 2.0
     seed: int = 1
+    turned: float = 0.0
+    """Above 0: Muon's greatest learning rate, by which the matrices inside the network are trained in AdamW's place."""
+
     average: float = 0.0
     """Above 0: a running average of the weights is kept, this share of the old one at each step."""
 
@@ -65,6 +71,23 @@ def best_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def optimizers_of(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
+    """Return AdamW for all weights, or Muon (Jordan et al., 2024) for matrices and AdamW for what is left.
+
+    Muon is not for tables of codes, nor for what tells the time to every layer.
+    """
+    named = list(model.named_parameters()) if plan.turned else []
+    inner = [one for name, one in named if one.ndim == 2 and not any(part in name for part in UNTURNED)]
+    chosen = {id(one) for one in inner}
+    others = [one for one in model.parameters() if id(one) not in chosen]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
+    ]
+    if inner:
+        found.append(torch.optim.Muon(inner, plan.turned, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+    return found
+
+
 def home(model: nn.Module) -> torch.device:
     """Return where a model's weights are."""
     return next(model.parameters()).device
@@ -83,13 +106,15 @@ def run(
     loss_of: the loss of a batch; its randomness comes from the generator, which is seeded by the step and on the CPU,
     so that every device sees the same. The model trains where its weights are.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
+    optimizers = optimizers_of(model, plan)
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     step = epoch = 0
     average: dict[str, torch.Tensor] = {}
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True, map_location=home(model))
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         step, epoch = int(state["step"]), int(state["epoch"])
         average = state.get("average", {})
     if plan.average and not average:
@@ -103,13 +128,14 @@ def run(
             order = batches(sizes, plan.batch, plan.seed, epoch)
             epoch += 1
         batch = [examples[place] for place in order.pop()]
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate * schedule(step, plan)
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * schedule(step, plan)
         loss = loss_of(batch, torch.Generator().manual_seed(step))
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         follow(average, model, min(plan.average, (step + 1) / (step + 10)))
         recent.append(loss.item())
         step += 1
@@ -118,7 +144,8 @@ def run(
             log.info("step %d epoch %d loss %.3f %.2f s/step", step, epoch, np.mean(recent), pace)
             recent, begun = [], time.perf_counter()
         if step % plan.save_every == 0 or step == plan.steps:
-            content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "epoch": epoch}
+            content = {"model": model.state_dict(), "step": step, "epoch": epoch}
+            content |= {"optimizers": [optimizer.state_dict() for optimizer in optimizers]}
             content |= {"average": average} if average else {}
             partial = checkpoint.with_suffix(".part")
             torch.save(content, partial)

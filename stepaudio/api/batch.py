@@ -9,11 +9,11 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from stepaudio.api.common import SPEECH_ALIASES, check_model, client_of, find_voice
+from stepaudio.api.common import SPEECH_ALIASES, check_model, client_of, in_voice
 from stepaudio.api.errors import documented, error_response
 from stepaudio.api.options import MOST_TEXT, Format, RunOptions
 from stepaudio.batches import Batch, Batches
-from stepaudio.errors import InvalidInput
+from stepaudio.errors import InvalidInput, NotFound
 from stepaudio.service import CloneRequest, Service
 
 MOST_LINES = 100_000
@@ -86,7 +86,6 @@ def batch_routes(service: Service, batches: Batches) -> APIRouter:
         options, settings = body.stepaudio, service.settings
         sampling = options.sampling(settings)
         shared = CloneRequest(
-            voice=find_voice(service, body.voice),
             transcript=options.transcript or "",
             text="",
             # Without a seed of the client's each line draws its own.
@@ -94,6 +93,7 @@ def batch_routes(service: Service, batches: Batches) -> APIRouter:
             flow_steps=options.steps(settings),
             max_seconds=options.max_seconds,
         )
+        shared = in_voice(service, shared, body.voice)
         return _shown(batches.begin(shared, body.input, body.response_format, client_of(request)))
 
     @router.get("/{batch_id}", responses=documented(404, 422))
@@ -115,6 +115,8 @@ def batch_routes(service: Service, batches: Batches) -> APIRouter:
         if batch.progress.state == "running":
             message = "The batch is not done yet; GET /v1/batch/ID tells how far it is."
             return error_response(409, message, "invalid_request_error", "not_done")
+        if not batch.archive.is_file():
+            raise NotFound("The sounds of this batch were removed to make room; they must be made again.")
         return FileResponse(batch.archive, media_type="application/zip", filename=f"{batch.id}.zip")
 
     @router.delete("/{batch_id}", responses=documented(404, 422))

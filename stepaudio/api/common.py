@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from fastapi import Form, Request, UploadFile
 
@@ -11,11 +13,14 @@ from stepaudio.api.errors import NotReady
 from stepaudio.audiostream import STREAM_FORMATS
 from stepaudio.errors import InvalidInput, NotFound
 from stepaudio.loading import Engine
+from stepaudio.service import Request as Asked
 from stepaudio.service import Service
 
 SPEECH_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 TRANSCRIPTION_ALIASES = ("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-transcribe")
 """OpenAI's names for models, so that programs made for its API run unchanged."""
+
+R = TypeVar("R", bound=Asked)
 
 MULTIPART = Form(media_type="multipart/form-data")
 """How a route takes a model of fields whose files are among them."""
@@ -54,12 +59,27 @@ def client_of(request: Request) -> str:
     return str(request.state.client)
 
 
-def find_voice(service: Service, name_or_id: str) -> str:
-    """Return the id of a saved voice; raises NotFound with the way to find out what there is."""
+def in_voice(service: Service, asked: R, name_or_id: str) -> R:
+    """Return the request in a saved voice, or in one that came with the weights, by its name or id.
+
+    Raises NotFound with the way to find out what there is.
+    """
     try:
-        return service.voices.find(name_or_id).id
+        return replace(asked, voice=service.voices.find(name_or_id).id)
     except NotFound as error:
+        for preset in service.presets.list():
+            if name_or_id in (preset.id, preset.name):
+                preset, audio = service.presets.load(preset.id)
+                return replace(asked, audio=audio, transcript=asked.transcript or preset.transcript)
         raise NotFound(f"{error} GET /v1/voices lists those that there are.") from error
+
+
+def check_consent(service: Service, given: str) -> None:
+    """Raise InvalidInput where the settings want a note of consent with a new recording and there is none."""
+    if service.settings.require_consent and not given.strip():
+        raise InvalidInput(
+            "This server takes a recording only with the field consent: who agreed to its use, and when."
+        )
 
 
 async def bytes_of(upload: UploadFile, what: str) -> bytes:
@@ -70,6 +90,7 @@ async def bytes_of(upload: UploadFile, what: str) -> bytes:
     return data
 
 
+BINARY = {"type": "string", "format": "binary"}
 EVENT = {
     "type": "object",
     "required": ["data"],
@@ -81,10 +102,10 @@ EVENT = {
 """What one server-sent event is."""
 
 
-def sound_documented(**more: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+def sound_documented(**more: Mapping[str, Any]) -> dict[int | str, dict[str, Any]]:
     """Return the documentation of an answer that is a sound, or one of ``more``: schemas by their media types."""
     kinds = [found.media_type for found in STREAM_FORMATS.values()]
-    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in dict.fromkeys(kinds)}
+    content: dict[str, Any] = {kind: {"schema": BINARY} for kind in dict.fromkeys(kinds)}
     content |= {kind: {"schema": schema} for kind, schema in more.items()}
     headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()}
     return {200: {"description": "The sound.", "content": content, "headers": headers}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Request, UploadFile
@@ -9,9 +10,9 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from stepaudio import tasks
-from stepaudio.api.common import MULTIPART, bytes_of, client_of, engine_of, find_voice, sound_documented
+from stepaudio.api.common import MULTIPART, bytes_of, check_consent, client_of, engine_of, in_voice, sound_documented
 from stepaudio.api.errors import documented
-from stepaudio.api.options import MOST_TEXT, Format, RunOptions, Speed
+from stepaudio.api.options import CONSENT, MOST_TEXT, Format, RunOptions, Speed
 from stepaudio.api.sound import result_of, whole_response
 from stepaudio.errors import InvalidInput
 from stepaudio.pipeline import MAX_PASSES
@@ -26,6 +27,7 @@ class EditForm(RunOptions):
     option: str | None = Field(None, max_length=100, description="which emotion, style or speed")
     audio: UploadFile | None = Field(None, description="a recording")
     voice: str | None = Field(None, max_length=200, description="a saved voice, in place of the file audio")
+    consent: str = CONSENT
     transcript: str = Field("", max_length=MOST_TEXT, description="the words of the recording; of a voice: not needed")
     new_text: str | None = Field(None, max_length=MOST_TEXT, description="for paralinguistic: the words with tags")
     passes: int = Field(1, ge=1, le=MAX_PASSES, description="how often, each time on what came out")
@@ -67,20 +69,22 @@ def edit_routes(service: Service) -> APIRouter:
         engine_of(service)
         if (form.audio is None) == (not form.voice):
             raise InvalidInput("An edit needs either the file audio or the field voice.")
-        job = service.submit_edit(
-            EditRequest(
-                task=Task(form.task, form.option),
-                audio=await bytes_of(form.audio, "audio") if form.audio is not None else b"",
-                voice=find_voice(service, form.voice) if form.voice else "",
-                transcript=form.transcript,
-                new_text=form.new_text,
-                passes=form.passes,
-                sampling=form.sampling(service.settings),
-                flow_steps=form.steps(service.settings),
-                max_seconds=form.max_seconds,
-                client=client_of(request),
-            )
+        asked = EditRequest(
+            task=Task(form.task, form.option),
+            transcript=form.transcript,
+            new_text=form.new_text,
+            passes=form.passes,
+            sampling=form.sampling(service.settings),
+            flow_steps=form.steps(service.settings),
+            max_seconds=form.max_seconds,
+            client=client_of(request),
         )
+        if form.audio is not None:
+            check_consent(service, form.consent)
+            asked = replace(asked, audio=await bytes_of(form.audio, "audio"))
+        elif form.voice:
+            asked = in_voice(service, asked, form.voice)
+        job = service.submit_edit(asked)
         result = await result_of(job, request, service)
         return whole_response(job.id, result.synthesis, form.response_format, form.speed)
 

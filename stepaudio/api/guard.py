@@ -41,7 +41,7 @@ class Guard:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
-        if not _is_api(path):
+        if not is_api(path):
             return await self._app(scope, receive, send)
         state = scope.setdefault("state", {})
         state["request_id"] = secrets.token_hex(8)
@@ -104,7 +104,7 @@ def read_keys(settings: Settings) -> tuple[bytes, ...]:
     return tuple(key.encode() for key in dict.fromkeys(keys))
 
 
-def _is_api(path: str) -> bool:
+def is_api(path: str) -> bool:
     # Below /stream/ are the page's own: its player, and sounds by a ticket that nobody can guess.
     return path.startswith("/v1/") or path in ("/v1", "/stream", "/metrics")
 

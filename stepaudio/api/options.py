@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,10 @@ Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 Speed = Annotated[float, Field(ge=0.25, le=4.0, allow_inf_nan=False)]
 MOST_TEXT = 100_000
 """Characters that a field can hold at all; what may be spoken is a setting's affair."""
+
+CONSENT: Any = Field(
+    "", max_length=10_000, description="who agreed to the use of the recording; some servers ask for it"
+)
 
 
 class RunOptions(BaseModel):

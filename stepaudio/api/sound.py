@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -171,6 +173,21 @@ def whole_response(job_id: str, synthesis: Synthesis, name: str, speed: float = 
     waveform = synthesis.waveform
     data = encode_whole(pcm16(waveform.samples), name, waveform.sample_rate, speed)
     return Response(data, media_type=STREAM_FORMATS[name].media_type, headers=result_headers(job_id, synthesis))
+
+
+def archive_response(job_id: str, takes: Sequence[Synthesis], name: str, speed: float = 1.0) -> Response:
+    """Return the answer that carries several takes: take-01.wav, ... and manifest.json with the seed of each."""
+    target = io.BytesIO()
+    records = []
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for number, take in enumerate(takes, 1):
+            file = f"take-{number:02d}{STREAM_FORMATS[name].suffix}"
+            waveform = take.waveform
+            archive.writestr(file, encode_whole(pcm16(waveform.samples), name, waveform.sample_rate, speed))
+            seconds = round(waveform.seconds, 3)
+            records.append({"file": file, "seed": take.seed, "seconds": seconds, "stopped": take.stopped})
+        archive.writestr("manifest.json", json.dumps(records, indent=1))
+    return Response(target.getvalue(), media_type="application/zip", headers=result_headers(job_id, takes[0]))
 
 
 def result_headers(job_id: str, synthesis: Synthesis) -> dict[str, str]:

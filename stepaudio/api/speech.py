@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from stepaudio.api.common import EVENT, SPEECH_ALIASES, check_model, client_of, find_voice, sound_documented
+from stepaudio.api.common import BINARY, EVENT, SPEECH_ALIASES, check_model, client_of, in_voice, sound_documented
 from stepaudio.api.errors import documented
 from stepaudio.api.options import MOST_TEXT, Format, RunOptions, Speed
-from stepaudio.api.sound import Events, Plain, SoundResponse, result_of, whole_response
+from stepaudio.api.sound import Events, Plain, SoundResponse, archive_response, result_of, whole_response
 from stepaudio.errors import InvalidInput
 from stepaudio.feed import SoundFeed
+from stepaudio.pipeline import MAX_TAKES
 from stepaudio.service import CloneRequest, Service
+
+STREAMS: dict[str, dict[str, Any]] = {"text/event-stream": EVENT, "application/zip": BINARY}
 
 
 class VoiceId(BaseModel):
@@ -32,7 +35,11 @@ class SpeechOptions(RunOptions):
         None, max_length=MOST_TEXT, description="the words of the voice's recording, in place of those saved with it"
     )
     stream: bool = Field(
-        True, description="false: the sound is made in one piece, which sounds a little better, and sent when complete"
+        True,
+        description="false: the sound is made in one piece, which sounds a little different, and sent when complete",
+    )
+    takes: int = Field(
+        1, ge=1, le=MAX_TAKES, description="several takes, with the seeds that follow the first, come in one archive"
     )
 
 
@@ -63,7 +70,7 @@ def speech_routes(service: Service) -> APIRouter:
         "/v1/audio/speech",
         response_class=Response,
         responses={
-            **sound_documented(**{"text/event-stream": EVENT}),
+            **sound_documented(**STREAMS),
             **documented(400, 404, 408, 413, 415, 422, 429, 499, 500, 503),
         },
     )
@@ -74,22 +81,27 @@ def speech_routes(service: Service) -> APIRouter:
             raise InvalidInput("This model follows no instructions; see /v1/audio/edits for emotion, style and speed.")
         options = body.stepaudio
         asked = CloneRequest(
-            voice=find_voice(service, body.voice if isinstance(body.voice, str) else body.voice.id),
             transcript=options.transcript or "",
             text=body.input,
             sampling=options.sampling(service.settings),
             flow_steps=options.steps(service.settings),
             max_seconds=options.max_seconds,
+            takes=options.takes,
             client=client_of(request),
         )
-        if not options.stream and body.stream_format == "audio":
+        asked = in_voice(service, asked, body.voice if isinstance(body.voice, str) else body.voice.id)
+        whole = not options.stream or options.takes > 1
+        if whole and body.stream_format == "sse":
+            raise InvalidInput(
+                "Server-sent events are a stream: stream_format sse goes with neither stream false nor several takes."
+            )
+        if whole:
             job = service.submit_clone(asked)
             result = await result_of(job, request, service)
-            return whole_response(job.id, result.synthesis, body.response_format, body.speed)
-        if not options.stream:
-            raise InvalidInput(
-                "Server-sent events are a stream: stream_format sse and stream false exclude each other."
-            )
+            takes = [take.synthesis for take in result.takes]
+            if len(takes) > 1:
+                return archive_response(job.id, takes, body.response_format, body.speed)
+            return whole_response(job.id, takes[0], body.response_format, body.speed)
         feed = SoundFeed()
         service.submit_stream(asked, feed)
         framing = Events() if body.stream_format == "sse" else Plain(body.response_format)

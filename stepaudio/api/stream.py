@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query, Request, UploadFile
 from fastapi.responses import FileResponse, Response
 from pydantic import Field
 
-from stepaudio.api.common import MULTIPART, bytes_of, client_of, engine_of, sound_documented
+from stepaudio.api.common import MULTIPART, bytes_of, check_consent, client_of, engine_of, sound_documented
 from stepaudio.api.errors import documented
-from stepaudio.api.options import MOST_TEXT, RunOptions
+from stepaudio.api.options import CONSENT, MOST_TEXT, RunOptions
 from stepaudio.api.sound import SoundResponse
 from stepaudio.errors import NotFound
 from stepaudio.feed import SoundFeed
@@ -22,6 +22,7 @@ class StreamForm(RunOptions):
     """A recording with its words, and the text to speak."""
 
     audio: UploadFile = Field(description="a recording of the voice")
+    consent: str = CONSENT
     transcript: str = Field(max_length=MOST_TEXT, description="the words of the recording")
     text: str = Field(max_length=MOST_TEXT, description="the text to speak")
 
@@ -42,6 +43,7 @@ def stream_routes(service: Service) -> APIRouter:
     ) -> Response:
         """Speak a text in the voice of a recording. The sound is sent while it is being made."""
         engine_of(service)
+        check_consent(service, form.consent)
         asked = CloneRequest(
             audio=await bytes_of(form.audio, "audio"),
             transcript=form.transcript,

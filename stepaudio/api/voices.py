@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
-from stepaudio.api.common import MULTIPART, bytes_of, client_of, engine_of
+from stepaudio.api.common import MULTIPART, bytes_of, check_consent, client_of, engine_of
 from stepaudio.api.errors import documented
 from stepaudio.api.options import MOST_TEXT
 from stepaudio.api.sound import result_of
+from stepaudio.presets import Preset
 from stepaudio.service import Service
 from stepaudio.voices import Voice, VoiceDraft
 
@@ -19,7 +21,7 @@ VoicePlace = Annotated[str, Path(max_length=200, description="the id of a saved 
 
 
 class VoiceObject(BaseModel):
-    """A saved voice; the fields of OpenAI's voice object, and those that are saved beside."""
+    """A voice; the fields of OpenAI's voice object, and what else is known. preset: it came with the weights."""
 
     id: str
     object: Literal["audio.voice"] = "audio.voice"
@@ -29,7 +31,8 @@ class VoiceObject(BaseModel):
     transcript: str
     language: str
     consent: str
-    seconds: float
+    seconds: float | None
+    preset: bool
 
 
 class VoiceList(BaseModel):
@@ -62,15 +65,20 @@ class VoiceForm(BaseModel):
 def voice_routes(service: Service) -> APIRouter:
     """Return the routes over one service."""
     router = APIRouter(prefix="/v1/voices", tags=["stepaudio's"])
+    started = int(time.time())
 
     @router.get("", responses=documented())
     def all_voices() -> VoiceList:
-        """All saved voices, by name."""
-        return VoiceList(data=[_shown(voice) for voice in service.voices.list()])
+        """All saved voices, by name, then those that came with the weights."""
+        presets = [_preset(preset, started) for preset in service.presets.list()]
+        return VoiceList(data=[*(_shown(voice) for voice in service.voices.list()), *presets])
 
     @router.get("/{voice_id}", responses=documented(404, 422))
     def one_voice(voice_id: VoicePlace) -> VoiceObject:
-        """One saved voice."""
+        """One voice."""
+        for preset in service.presets.list():
+            if preset.id == voice_id:
+                return _preset(preset, started)
         return _shown(service.voices.get(voice_id))
 
     @router.post("", responses=documented(400, 408, 413, 415, 422, 429, 499, 503))
@@ -81,6 +89,7 @@ def voice_routes(service: Service) -> APIRouter:
         """Save a voice, and encode it, so that its first use is as fast as any other."""
         engine_of(service)
         data = await bytes_of(form.audio, "audio")
+        check_consent(service, form.consent)
         draft = VoiceDraft(data, form.name, form.transcript, form.language, form.consent)
         service.voices.cleaned(draft)  # refused before it waits in the line
         job = service.save_voice(draft, client_of(request))
@@ -104,4 +113,18 @@ def _shown(voice: Voice) -> VoiceObject:
         language=voice.language,
         consent=voice.consent,
         seconds=voice.seconds,
+        preset=False,
+    )
+
+
+def _preset(preset: Preset, created: int) -> VoiceObject:
+    return VoiceObject(
+        id=preset.id,
+        name=preset.name,
+        created_at=created,
+        transcript=preset.transcript,
+        language=preset.language,
+        consent="",
+        seconds=None,
+        preset=True,
     )

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from stepaudio.llm.step import Step
 
 COPY_BYTES = 2**28
-BATCH = 16
 WATCHED = 3 * GROUP
 WARM_UP = 2 * GROUP + 1
 SYNCHRONISING = ("_local_scalar_dense", "aten::item", "is_nonzero", "nonzero")
@@ -62,12 +61,12 @@ def bytes_per_id(bench: Workbench, length: int) -> dict[str, int]:
     return {"layers": layers * element, "head": rows * size.hidden * element, "keys_and_values": keys}
 
 
-def measure_decoding(bench: Workbench, case: Case, runs: int) -> dict[str, Any]:
-    """Return ids a second of one sequence and of BATCH side by side, the ceiling, and what a step costs besides."""
+def measure_decoding(bench: Workbench, case: Case, runs: int, batch: int) -> dict[str, Any]:
+    """Return ids a second of one sequence and of ``batch`` of them, the ceiling, and what a step costs besides."""
     watch = Stopwatch(bench.runtime.synchronize)
     encoding = bench.encoder.encode(case.reference().waveform).encoding
     ids, _ = bench.prompt(case, encoding)
-    texts = [f"{TEXT} {number:02d}" for number in range(BATCH)]
+    texts = [f"{TEXT} {number:02d}" for number in range(batch)]
     prompts = [bench.prompt(case, encoding, text)[0] for text in texts]
     shared = bench.prompts.shared(ids)
     most = round(case.sound_seconds * 25 / 3) * GROUP
@@ -89,7 +88,7 @@ def measure_decoding(bench: Workbench, case: Case, runs: int) -> dict[str, Any]:
 
         made = watch.run("one_by_one", one_by_one, keep=keep)
         watch.run("together", lambda: together(prompts), keep=keep)
-        watch.run("takes", lambda: together([ids] * BATCH), keep=keep)
+        watch.run("takes", lambda: together([ids] * batch), keep=keep)
         watch.run("take", lambda: together([ids]), keep=keep)
         if keep:
             rates += [one.new_ids / one.decode_seconds for one in made]
@@ -106,7 +105,7 @@ def measure_decoding(bench: Workbench, case: Case, runs: int) -> dict[str, Any]:
         "bytes_per_id": read,
         "ceiling": ceiling,
         "share_of_ceiling": rate / ceiling,
-        "batch": BATCH,
+        "batch": batch,
         **{name: watch.result(name) for name in ("one_by_one", "together", "takes", "take")},
         **steady_state(bench, ids),
     }

@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from stepaudio.bench.stand_ins import S3Size, write_s3_of
-from stepaudio.tiny.encoder import write_campplus, write_encoder
+from stepaudio.loading import CAMPPLUS, CENTROIDS, S3_ONNX
+from stepaudio.tiny.encoder import FUNASR_FOLDER, write_campplus, write_encoder, write_paraformer
 from stepaudio.tiny.llm import TINY_SIZES, write_llm
 from stepaudio.tiny.vocoder import TINY_YAML, write_vocoder
+from stepaudio.tokens import LINGUISTIC_CODES
 from stepaudio.weights import CARD, COSYVOICE, EDITX, TOKENIZER
 
 SEED = 1
@@ -114,10 +117,15 @@ def write_folder(folder: Path, size: FolderSize) -> Path:
     (editx / COSYVOICE).mkdir(parents=True)
     write_llm(editx, SEED, size.llm, size.dtype)
     write_vocoder(editx / COSYVOICE, SEED, vocoder_yaml(size.vocoder))
-    write_campplus(editx / COSYVOICE / "campplus.onnx", SEED)
-    write_encoder(tokenizer, SEED, **size.paraformer)
-    if size.s3 is not None:
-        write_s3_of(tokenizer / "speech_tokenizer_v1.onnx", size.s3, SEED)
+    write_campplus(editx / COSYVOICE / CAMPPLUS, SEED)
+    if size.s3 is None:
+        write_encoder(tokenizer, SEED, **size.paraformer)
+    else:
+        write_paraformer(tokenizer / FUNASR_FOLDER, SEED, **size.paraformer)
+        # Drawn, not taken from the encoder's own frames, which would take minutes at the real size.
+        drawn = np.random.default_rng(SEED).standard_normal((LINGUISTIC_CODES, size.paraformer["size"]), np.float32)
+        np.save(tokenizer / CENTROIDS, drawn)
+        write_s3_of(tokenizer / S3_ONNX, size.s3, SEED)
     card = {"title": f"random weights of size {size.name}", "speaks": False}
     (folder / CARD).write_text(json.dumps(card) + "\n", encoding="utf-8")
     return folder

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from stepaudio.bench.ceiling import BATCH
 from stepaudio.bench.clones import FIRST_WRITE, HIT_2, ORIGINAL, OURS_FIRST, OURS_HIT_2
 from stepaudio.bench.predecessor import REQUESTS, day
 from stepaudio.bench.stopwatch import Stopwatch
@@ -17,21 +16,21 @@ TEXTS = 100
 ORDER = "ABCAB"
 
 
-def measure_batch(bench: Workbench, case: Case, runs: int) -> dict[str, Any]:
-    """Return what BATCH texts in one voice take as one batch, a hit, and what as many takes of one text do."""
+def measure_batch(bench: Workbench, case: Case, runs: int, batch: int) -> dict[str, Any]:
+    """Return what ``batch`` texts in one voice take as one batch, a hit, and what as many takes of one text do."""
     watch = Stopwatch(bench.runtime.synchronize)
-    texts = [f"{TEXT} {number:02d}." for number in range(BATCH)]
+    texts = [f"{TEXT} {number:02d}." for number in range(batch)]
     reference = case.reference(900)
     told: Any = {"flow_steps": case.flow_steps, "max_seconds": case.sound_seconds}
     bench.ours.encode(reference.waveform)
     for number in range(-1, runs):
         keep = number >= 0
         made = watch.run("texts", lambda: bench.ours.clone_many(reference, texts, case.sampling, **told), keep=keep)
-        takes = watch.run("takes", lambda: bench.ours.takes(reference, TEXT, BATCH, case.sampling, **told), keep=keep)
+        takes = watch.run("takes", lambda: bench.ours.takes(reference, TEXT, batch, case.sampling, **told), keep=keep)
         watch.run("one", lambda: bench.ours.clone(reference, TEXT, case.sampling, **told), keep=keep)
         if {one.waveform.seconds for one in (*made, *takes)} != {made[0].waveform.seconds}:
             raise RuntimeError("The sounds of a batch differ in length.")
-    return {"batch": BATCH, "runs": runs, **{name: watch.result(name) for name in ("texts", "takes", "one")}}
+    return {"batch": batch, "runs": runs, **{name: watch.result(name) for name in ("texts", "takes", "one")}}
 
 
 def one_voice(rows: dict[str, Any], batch: dict[str, Any], texts: int = TEXTS) -> dict[str, Any]:

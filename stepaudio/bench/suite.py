@@ -33,7 +33,7 @@ SETTINGS = (
 class Plan:
     """How much is measured. scaling: lengths of sounds for the encoder, which has the real size unless ``small``.
 
-    layers: of the language model at full size; all 32 need 7 GB.
+    layers: of the language model at full size; all 32 need 7 GB. batch: texts and takes side by side.
     """
 
     runs: int
@@ -46,16 +46,17 @@ class Plan:
     small: bool = False
     exported: bool = True
     layers: int = 32
+    batch: int = 16
 
 
-FEW = 3
+FEW = 2
 """Runs of what takes many clones each."""
 
-QUICK = Plan(2, 2.0, 0.6, 2, (1.0, 2.0), 1, 2.0, small=True)
+QUICK = Plan(2, 2.0, 0.6, 2, (1.0, 2.0), 1, 2.0, small=True, batch=4)
 USUAL = Plan(5, 6.0, 4.0, 10, (1.0, 2.0, 5.0, 10.0, 20.0, 30.0), 3, 10.0)
 FULL_ON_GPU = Plan(5, 6.0, 10.0, 10, (1.0, 2.0, 5.0, 10.0, 20.0, 30.0), 3, 10.0)
-FULL_ON_CPU = Plan(3, 3.0, 0.6, 2, (10.0,), 1, 10.0, exported=False, layers=2)
-"""The real networks, but two layers of the language model, short sounds and two Euler steps."""
+FULL_ON_CPU = Plan(1, 2.0, 0.6, 2, (10.0,), 1, 10.0, exported=False, layers=2, batch=4)
+"""The real networks, but two layers of the language model, short sounds, two Euler steps and one run."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, help="runs of each kind, interleaved (default: 5)")
     parser.add_argument("--reference-seconds", type=float, help="length of the reference (default: 6)")
     parser.add_argument("--sound-seconds", type=float, help="length of the sound that is made (default: 4)")
+    parser.add_argument("--lengths", type=float, nargs="+", help="seconds of sound for the encoder (default: 1 to 30)")
     parser.add_argument("--layers", type=int, help="layers of the language model at full size (default: 32; CPU: 2)")
     parser.add_argument("--write", action="store_true", help="renew benchmarks/, docs/ and README.md in this folder")
     parser.add_argument("--to", type=Path, metavar="DIR", help="write JSON, Markdown and picture to DIR")
@@ -127,11 +129,14 @@ def plan_of(args: argparse.Namespace, *, on_gpu: bool) -> Plan:
     plan = QUICK if args.quick else USUAL
     if args.full_size:
         plan = FULL_ON_GPU if on_gpu else FULL_ON_CPU
-    wanted = {"runs": args.runs, "layers": args.layers}
+    wanted: dict[str, Any] = {"runs": args.runs, "layers": args.layers}
+    wanted |= {"scaling": tuple(args.lengths) if args.lengths else None}
     wanted |= {"reference_seconds": args.reference_seconds, "sound_seconds": args.sound_seconds}
     plan = Plan(**{**asdict(plan), **{name: value for name, value in wanted.items() if value is not None}})
     if plan.runs < 1 or not 1 <= plan.layers <= 32:
         raise InvalidInput("The bench needs at least 1 run, and 1 to 32 layers.")
+    if not all(0.5 <= seconds <= 30 for seconds in plan.scaling):
+        raise InvalidInput("The bench encodes sounds of 0.5 to 30 s.")
     if not 0.5 <= plan.reference_seconds <= 30 or not 0.6 <= plan.sound_seconds <= 30:
         raise InvalidInput("The bench needs a reference of 0.5 to 30 s and a sound of 0.6 to 30 s.")
     return plan
@@ -145,9 +150,9 @@ def _measure_all(bench: Workbench, case: Case, plan: Plan, runtime: Runtime) -> 
     _tell("Each switch by itself.")
     switches = clones.measure_switches(bench, case, plan.runs)
     _tell("Decoding.")
-    decoding = ceiling.measure_decoding(bench, case, min(plan.runs, FEW))
+    decoding = ceiling.measure_decoding(bench, case, min(plan.runs, FEW), plan.batch)
     _tell("Batches, and voices that come back.")
-    batch = scenarios.measure_batch(bench, case, min(plan.runs, FEW))
+    batch = scenarios.measure_batch(bench, case, min(plan.runs, FEW), plan.batch)
     back = scenarios.voices_that_come_back(bench, case, min(plan.runs, FEW))
     _tell("Streams, the queue, a hit.")
     stream = live.measure_stream(bench, case, plan.runs)
@@ -244,7 +249,8 @@ def command_of(args: argparse.Namespace) -> str:
         if name == "size" and (args.full_size or getattr(args, "setting_weights", None)):
             continue
         flag = "--" + name.removeprefix("setting_").replace("_", "-")
-        words.append(flag if value is True else f"{flag} {value}")
+        told = " ".join(map(str, value)) if isinstance(value, list) else value
+        words.append(flag if value is True else f"{flag} {told}")
     return " ".join(words)
 
 

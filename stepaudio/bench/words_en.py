@@ -73,7 +73,7 @@ EN: dict[str, str] = {
     "target_second": "original / our hit",
     "target_rtf": "RTF of a hit, the whole in one piece",
     "target_sound": "first sound of a stream",
-    "target_batch": "language model, 16 texts side by side against one by one",
+    "target_batch": "language model, texts side by side against one by one",
     "target_allocations": "allocations of a decode step",
     "target_waits": "host synchronisations of a decode step",
     "target_spread": "spread of hits",

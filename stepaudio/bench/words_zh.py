@@ -66,7 +66,7 @@ ZH: dict[str, str] = {
     "target_second": "原始 / 我们的命中",
     "target_rtf": "命中的 RTF，一次生成",
     "target_sound": "流式的首个声音",
-    "target_batch": "语言模型，16 段文本并排与逐段之比",
+    "target_batch": "语言模型，多段文本并排与逐段之比",
     "target_allocations": "解码步的内存分配",
     "target_waits": "解码步的主机同步",
     "target_spread": "命中的离散度",

@@ -207,6 +207,11 @@ class SpeechLM:
         prompt = [self._vocabulary.linguistic.start] * _WARM_PROMPT
         self.generate(prompt, SamplingParams(), seed=0, max_tokens=_WARM_GROUPS * GROUP)
 
+    def forget(self) -> None:
+        """Let go of what only saves time: the beginnings of prompts, and the room in which requests decode."""
+        self._prefixes.clear()
+        self._workspaces.clear()
+
     def _new_workspace(self, batch: int, capacity: int) -> Workspace:
         return Workspace(self._weights, self._head, batch, capacity, self._capture)
 

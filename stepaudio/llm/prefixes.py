@@ -39,5 +39,10 @@ class PrefixStore:
             while self._bytes() > self._limit:
                 self._kept.popitem(last=False)
 
+    def clear(self) -> None:
+        """Keep nothing any more."""
+        with self._lock:
+            self._kept.clear()
+
     def _bytes(self) -> int:
         return sum(cells.nbytes for cells in self._kept.values())

@@ -60,6 +60,11 @@ class Workspaces:
             raise
         self._give(workspace)
 
+    def clear(self) -> None:
+        """Let go of those that came back, with their memory."""
+        with self._lock:
+            self._free = []
+
     def _take(self, batch: int, capacity: int) -> Workspace:
         # Powers of two, so that requests of about the same length find each other's room and graphs.
         capacity = max(1 << (capacity - 1).bit_length(), _LEAST_CAPACITY)
@@ -68,6 +73,8 @@ class Workspaces:
                 if workspace.state.batch >= batch and workspace.state.capacity >= capacity:
                     self._free.remove(workspace)
                     return workspace
+            # The new one can stand in for these: their memory goes before its is taken.
+            self._free = [w for w in self._free if w.state.batch > batch or w.state.capacity > capacity]
         return self._make(batch, capacity)
 
     def _give(self, workspace: Workspace) -> None:

@@ -87,6 +87,9 @@ CHINESE = {
     "The cache in {folder} cannot be written ({reason}); requests still work, but new voices are encoded every time.": (
         "无法写入缓存 {folder}（{reason}）；请求仍可正常处理，但每个新声音都需要重新编码。"
     ),
+    "There is not enough memory for this request; a shorter reference or a shorter text may fit.": (
+        "内存不足，无法完成此请求；请缩短参考音频或文本。"
+    ),
     "The job was cancelled.": "任务已取消。",
     "The request was stopped while {what}.": "请求已停止。",
     "The synthesis was stopped.": "请求已停止。",

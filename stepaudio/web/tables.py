@@ -132,12 +132,11 @@ def parts_table(service: Service, language: Language) -> str:
         return f'<p class="stepaudio-empty">{escape(say(language, "loading_parts"))}</p>'
     runtime, encoder, settings = engine.runtime, engine.encoder, service.settings
     device, single = runtime.device.type.upper(), "float32" + (" (TF32)" if runtime.tf32 and runtime.on_gpu else "")
-    precision = str(runtime.dtype).removeprefix("torch.")
     rows = [
         ("Paraformer", f"{device}, {settings.linguistic_engine}", "float32"),
         ("S3 tokenizer", f"ONNX, {provider_of(encoder.semantic)}", "float32"),
         ("CAM++", f"ONNX, {provider_of(encoder.speaker)}", "float32"),
-        (say(language, "part_lm"), device, precision),
+        (say(language, "part_lm"), device, engine.precision),
         (say(language, "part_vocoder"), device, single),
         (say(language, "part_asr"), service.transcriber.name or "–", ""),
     ]
@@ -160,6 +159,10 @@ def weights_table(service: Service, language: Language) -> str:
         (say(language, "weights_title"), folder.card.title),
         (say(language, "weights_path"), str(folder.path)),
         (say(language, "weights_reason"), folder.reason),
+        *(
+            (variant.title[language], say(language, "variant_runs") if variant.running else variant.reason[language])
+            for variant in variants(folder)
+        ),
         (say(language, "presets"), ", ".join(preset.name for preset in service.presets.list()) or "–"),
     ]
     notice = folder.card.notice.get(language, folder.card.notice.get("en", ""))

@@ -10,11 +10,13 @@ import openai
 import pytest
 
 from stepaudio import device
+from stepaudio.audiofile import encode_wav
 from stepaudio.loading import load_engine
 from stepaudio.service import Service
 from stepaudio.settings import Settings
 from stepaudio.weights import choose_weights
 from tests.api.kit import RECORDING, KeptEngine, serving
+from tests.conftest import voice
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +28,13 @@ def kept_engine(tiny_weights, tmp_path_factory):
         if part.is_dir():
             (weights / part.name).symlink_to(part)
     (weights / "card.json").write_text(json.dumps({"title": "test weights"}))
-    settings = Settings(weights=str(weights), cache_dir=weights.parent / "cache", passage_seconds=100.0)
+    (weights / "presets").mkdir()
+    (weights / "presets" / "grace.wav").write_bytes(encode_wav(voice(1.5, pitch=222.0)))
+    notes = {"name": "Grace", "transcript": "the words", "language": "en"}
+    (weights / "presets" / "grace.json").write_text(json.dumps(notes))
+    settings = Settings(
+        weights=str(weights), cache_dir=weights.parent / "cache", max_output_seconds=300.0, passage_seconds=100.0
+    )
     engine = load_engine(choose_weights(settings), settings, device.choose("cpu", "float32"))
     yield KeptEngine(**{field.name: getattr(engine, field.name) for field in fields(engine)})
     engine.close()

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import threading
+import zipfile
 
 import httpx
 import numpy as np
@@ -59,7 +60,7 @@ def test_the_official_client_gets_the_sound_while_it_is_made(speak, service):
         first = next(parts)
         assert service.queue.running == 1  # still at work
         rest = list(parts)
-    assert len(first) + sum(map(len, rest)) == 2 * 125 * 2880
+    assert 2 * 120 * 2880 < len(first) + sum(map(len, rest)) <= 2 * 125 * 2880
     assert len(rest) >= 5
 
 
@@ -123,6 +124,28 @@ def test_another_transcript_of_the_reference_is_another_prompt(speak):
     assert speak(stepaudio={"transcript": "other words"}).content != speak().content
 
 
+def test_several_takes_come_in_one_archive_and_each_can_be_made_again(speak):
+    answer = speak(stepaudio={"takes": 3})
+    assert answer.response.headers["content-type"] == "application/zip"
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert archive.namelist() == ["take-01.wav", "take-02.wav", "take-03.wav", "manifest.json"]
+    records = json.loads(archive.read("manifest.json"))
+    assert [record["file"] for record in records] == archive.namelist()[:3]
+    sounds = [samples_of(archive.read(name)) for name in archive.namelist()[:3]]
+    assert not np.array_equal(sounds[0], sounds[1])
+    for record, sound in zip(records, sounds, strict=True):
+        again = speak(stepaudio={"seed": record["seed"], "stream": False})
+        np.testing.assert_array_equal(samples_of(again.content), sound)
+
+
+@pytest.mark.parametrize("name", ["Grace", "grace"])
+def test_a_voice_that_came_with_the_weights_speaks_by_its_name_and_its_id(speak, client, name):
+    assert len(samples_of(speak(voice=name).content)) == 5 * 2880
+    shown = client.get("/v1/voices/grace").json()
+    assert (shown["name"], shown["preset"]) == ("Grace", True)
+    assert shown in client.get("/v1/voices").json()["data"]
+
+
 @pytest.mark.parametrize(
     ("fields", "kind", "param", "expected"),
     [
@@ -130,13 +153,15 @@ def test_another_transcript_of_the_reference_is_another_prompt(speak):
         ({"voice": "alloy"}, openai.NotFoundError, None, "There is no saved voice 'alloy'"),
         ({"voice": "../../etc/passwd"}, openai.NotFoundError, None, "There is no saved voice"),
         ({"input": " "}, openai.BadRequestError, None, "The text is empty"),
-        ({"input": "a" * 1001}, openai.BadRequestError, None, "1001"),
+        ({"input": "a" * 99_999}, openai.BadRequestError, None, "99999"),
         ({"instructions": "Be happy."}, openai.BadRequestError, None, "follows no instructions"),
         ({"speed": 5.0}, openai.UnprocessableEntityError, "speed", "The field speed"),
         ({"response_format": "mp5"}, openai.UnprocessableEntityError, "response_format", "response_format"),
         ({"stepaudio": {"seed": -1}}, openai.UnprocessableEntityError, "stepaudio.seed", "seed"),
         ({"stepaudio": {"colour": "red"}}, openai.UnprocessableEntityError, "stepaudio.colour", "colour"),
-        ({"stream_format": "sse", "stepaudio": {"stream": False}}, openai.BadRequestError, None, "exclude"),
+        ({"stream_format": "sse", "stepaudio": {"stream": False}}, openai.BadRequestError, None, "goes with neither"),
+        ({"stream_format": "sse", "stepaudio": {"takes": 2}}, openai.BadRequestError, None, "goes with neither"),
+        ({"stepaudio": {"takes": 17}}, openai.UnprocessableEntityError, "stepaudio.takes", "takes"),
     ],
 )
 def test_what_is_wrong_reaches_the_official_client_as_its_own_errors(speak, fields, kind, param, expected):

@@ -69,7 +69,7 @@ def test_the_first_bytes_come_long_before_the_sound_is_complete_and_the_log_tell
     with client.stream("POST", "/stream?format=pcm", **form(max_seconds="15")) as answer:
         received = sum((times.append(time.monotonic()), len(part))[1] for part in answer.iter_raw())
         request_id = answer.headers["x-request-id"]
-    assert received == 2 * 125 * 2880
+    assert 2 * 120 * 2880 < received <= 2 * 125 * 2880
     assert len(times) >= 8
     (block,) = [r.getMessage() for r in caplog.records if "Total time" in r.getMessage()]
     total, first = (float(re.search(p, block)[1]) for p in (r"Total time: ([\d.]+)s", r"first sound ([\d.]+)s"))

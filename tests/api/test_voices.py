@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
+import httpx
 import pytest
 
-from tests.api.kit import RECORDING
+from tests.api.kit import RECORDING, SHORT, serving
 from tests.api.test_stream import told
 
 FORM = {"name": "Bob", "transcript": "the words", "language": "en", "consent": "Bob, on paper"}
@@ -56,3 +57,18 @@ def test_ids_that_are_none_reach_no_file(client, place):
     answer = client.delete(f"/v1/voices/{place}")
     assert answer.status_code in (404, 422, 405)
     assert told(answer)["type"] == "invalid_request_error"
+
+
+def test_where_consent_is_asked_for_no_recording_is_taken_without(make_service):
+    service = make_service(require_consent=True)
+    with serving(service) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for path, form in (
+            ("/v1/voices", {"name": "Eve", "transcript": "the words"}),
+            ("/v1/audio/edits", {"task": "denoise", **SHORT}),
+            ("/stream", {"text": "Hello.", "transcript": "the words", **SHORT}),
+        ):
+            form = {name: str(value) for name, value in form.items()}
+            refused = client.post(path, data=form, files=FILE)
+            assert refused.status_code == 400
+            assert "the field consent" in told(refused)["message"]
+            assert client.post(path, data={**form, "consent": "Eve, today"}, files=FILE).status_code == 200

@@ -1,0 +1,138 @@
+"""Memory: what the chosen weights need and what is there, told before they are loaded; and what to do when it ends."""
+
+from __future__ import annotations
+
+import gc
+import json
+import struct
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import torch
+
+from stepaudio.device import Runtime
+from stepaudio.errors import WeightsError
+from stepaudio.weights import WeightsFolder
+
+WORKING_BYTES = 2**30
+"""For everything but weights: Python and its libraries (about 600 MB on a CPU), and the numbers of one request."""
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+_WORDS = (
+    *("out of memory", "not enough memory", "cannot allocate memory", "can't allocate memory"),
+    *("failed to allocate memory", "bad allocation", "alloc_failed"),
+)
+"""How torch, CUDA's libraries and ONNX Runtime tell it in errors that have no type of their own."""
+
+
+def needed(weights: WeightsFolder, dtype: torch.dtype) -> int:
+    """Return about how many bytes the weights take once loaded, and one request beside them.
+
+    The language model counts by its number of weights in ``dtype``; every other file by its size, as those are
+    loaded in the precision in which they are stored.
+    """
+    checkpoints = set(weights.editx.glob("*.safetensors"))
+    numbers = sum(count_numbers(path) for path in checkpoints)
+    folders = (weights.cosyvoice, weights.tokenizer)
+    files = {path for folder in folders for path in folder.rglob("*") if path.suffix in (".pt", ".onnx", ".npy")}
+    return numbers * dtype.itemsize + sum(path.stat().st_size for path in files) + WORKING_BYTES
+
+
+def count_numbers(path: Path) -> int:
+    """Return how many numbers a safetensors file holds, from its header alone; raises WeightsError naming the file."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise WeightsError(f"The file {path.name} in {path.parent} cannot be read: {error}.") from error
+
+
+def available(runtime: Runtime) -> int | None:
+    """Return how many bytes are free where the networks will run; None where that cannot be known."""
+    if runtime.on_gpu:
+        return int(torch.cuda.mem_get_info(runtime.device)[0])
+    known = [free for free in (_free_of_machine(), _free_of_container()) if free is not None]
+    return min(known, default=None)
+
+
+def advice(weights: WeightsFolder, runtime: Runtime) -> Iterator[str]:
+    """Return one sentence where the weights will probably not fit, with what to do about it; else nothing.
+
+    Nothing of damaged weights either: loading them says what is wrong.
+    """
+    try:
+        free, wanted = available(runtime), needed(weights, runtime.dtype)
+    except (WeightsError, OSError):
+        return
+    if free is None or free >= wanted:
+        return
+    where = "on the GPU" if runtime.on_gpu else "here"
+    sentence = f"These weights take about {_gb(wanted)} of memory, and {_gb(free)} are free {where}."
+    smaller = needed(weights, torch.bfloat16)
+    if runtime.dtype == torch.float32 and smaller < wanted:
+        fits = "which would fit" if smaller <= free else "still too much, but less"
+        yield f"{sentence} With STEPAUDIO_DTYPE=bfloat16 they take {_gb(smaller)}, {fits}."
+    elif runtime.on_gpu:
+        yield f"{sentence} End other programs on it, or run on the CPU with STEPAUDIO_DEVICE=cpu."
+    else:
+        yield f"{sentence} End other programs, give the container more, or choose smaller weights."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, or what it was raised from, says that there was no memory left."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError | torch.OutOfMemoryError):
+            return True
+        of_library = isinstance(seen, RuntimeError) or type(seen).__module__.startswith("onnxruntime")
+        if of_library and any(words in str(seen).lower() for words in _WORDS):
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def release(runtime: Runtime) -> None:
+    """Give back what nothing refers to any more, to the machine or to other programs on the GPU."""
+    gc.collect()
+    if runtime.on_gpu:
+        torch.cuda.empty_cache()
+
+
+def _free_of_machine() -> int | None:
+    try:
+        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass  # not Linux
+    return None
+
+
+def _free_of_container() -> int | None:
+    """Return what the limit of this control group leaves, None where there is none."""
+    for folder, limit, used in (
+        (_CGROUP, "memory.max", "memory.current"),
+        (_CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            most = int((folder / limit).read_text(encoding="ascii"))
+            taken = int((folder / used).read_text(encoding="ascii"))
+            # What was read from files counts as used, but gives way.
+            cached = sum(
+                int(line.split()[1])
+                for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+                if line.split()[0] == "inactive_file"
+            )
+        except (OSError, ValueError, IndexError):  # the word "max", or no such group
+            continue
+        return max(most - taken + cached, 0)
+    return None
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,83 @@
+"""The folder of uploads and results: private, bounded, empty at every start and gone at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stepaudio.errors import StepAudioError
+
+log = logging.getLogger(__name__)
+
+FRESH_SECONDS = 600.0
+"""A file that was written or changed within this time is never taken away: somebody is about to use it."""
+
+
+class TempFolder:
+    """A folder of at most ``limit`` bytes, as far as old files can make room for new ones. Safe for threads."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self.path = path
+        self._limit = limit
+        self._lock = threading.Lock()
+
+    @classmethod
+    @contextmanager
+    def opened(cls, parent: str, port: int, limit: int) -> Iterator[TempFolder]:
+        """Make the folder, let this process put its temporary files there, and remove it at the end.
+
+        Its name is that of the port, which one server has at a time: what a killed one left is removed here.
+        parent: a folder, or "" for the system's own. Raises StepAudioError where the folder cannot be had.
+        """
+        path = Path(parent or tempfile.gettempdir()) / f"stepaudio-{_user()}-{port}"
+        try:
+            shutil.rmtree(path, ignore_errors=True)
+            # Fails where somebody else has put a folder or a link of this name; nobody else may read this one.
+            path.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            raise StepAudioError(f"The temporary folder {path} cannot be made: {error.strerror}.") from error
+        before, tempfile.tempdir = tempfile.tempdir, str(path)
+        try:
+            yield cls(path, limit)
+        finally:
+            tempfile.tempdir = before
+            shutil.rmtree(path, ignore_errors=True)
+
+    def make_room(self, needed: int) -> bool:
+        """Return whether ``needed`` more bytes fit, after the oldest files were removed as far as that takes."""
+        with self._lock:
+            files = sorted(self._files())
+            total = sum(size for _, size, _ in files)
+            oldest_fresh = time.time() - FRESH_SECONDS
+            removed = 0
+            for modified, size, path in files:
+                if total + needed <= self._limit or modified > oldest_fresh:
+                    break
+                path.unlink(missing_ok=True)
+                total -= size
+                removed += 1
+            if removed:
+                log.info("Removed %d old uploads and results to make room.", removed)
+            return total + needed <= self._limit
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """Return modification time, size and path of every file."""
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                path = Path(folder) / name
+                try:
+                    status = path.lstat()
+                except OSError:  # gone meanwhile
+                    continue
+                yield status.st_mtime, status.st_size, path
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0

@@ -1,0 +1,235 @@
+"""Memory: told before it is short, given back when it ends, tried again, and one sentence at last."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stepaudio import device, memory
+from stepaudio.errors import OutOfMemory, WeightsError
+from stepaudio.feed import SoundFeed
+from stepaudio.service import Service
+from stepaudio.settings import Settings
+from stepaudio.types import Task, Waveform
+from stepaudio.weights import choose_weights
+from tests.conftest import voice
+from tests.test_service import clone, edit
+
+GIGABYTE = 10**9
+
+
+@pytest.fixture
+def weights(tiny_weights):
+    return choose_weights(Settings(weights=str(tiny_weights)))
+
+
+def on_cpu(dtype: str = "float32") -> device.Runtime:
+    return device.choose("cpu", dtype)
+
+
+# Before.
+
+
+def test_numbers_are_counted_from_the_header_alone(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(3, 5, dtype=torch.bfloat16), "b": torch.zeros(7)}, path, metadata={"of": "a test"})
+    assert memory.count_numbers(path) == 22
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 8, b"\x02" + bytes(7) + b"[]", b"\x04" + bytes(7) + b"null"])
+def test_a_damaged_header_is_named(tmp_path, data):
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+        memory.count_numbers(tmp_path / "model.safetensors")
+
+
+def test_bfloat16_halves_the_language_model_and_nothing_else(weights):
+    numbers = sum(memory.count_numbers(path) for path in weights.editx.glob("*.safetensors"))
+    assert numbers > 1000
+    whole, half = memory.needed(weights, torch.float32), memory.needed(weights, torch.bfloat16)
+    assert whole - half == 2 * numbers
+    assert half > memory.WORKING_BYTES + 2 * numbers + (weights.cosyvoice / "flow.pt").stat().st_size
+
+
+def test_the_estimate_of_the_weights_is_what_the_parts_take(weights):
+    """The language model's own numbers, counted in memory."""
+    from stepaudio.llm.loading import load_step1
+
+    model = load_step1(weights.editx, torch.device("cpu"), torch.float32)
+    numbers = sum(memory.count_numbers(path) for path in weights.editx.glob("*.safetensors"))
+    assert sum(parameter.numel() for parameter in model.parameters()) == numbers
+
+
+def test_what_fits_is_not_spoken_of(weights):
+    assert list(memory.advice(weights, on_cpu())) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"), [("float32", "STEPAUDIO_DTYPE=bfloat16"), ("bfloat16", "choose smaller weights")]
+)
+def test_what_does_not_fit_comes_with_advice(weights, monkeypatch, dtype, words):
+    monkeypatch.setattr(memory, "available", lambda runtime: GIGABYTE // 2)
+    (sentence,) = memory.advice(weights, on_cpu(dtype))
+    assert words in sentence
+    assert "0.5 GB are free" in sentence
+
+
+def test_damaged_weights_are_left_to_the_loading(weights, monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "needed", lambda *given: (_ for _ in ()).throw(WeightsError("damaged")))
+    assert list(memory.advice(weights, on_cpu())) == []
+
+
+def test_the_limit_of_the_container_counts(monkeypatch, tmp_path):
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("2000000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 500000\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory.available(on_cpu()) == 1_500_000
+
+
+def test_without_a_limit_the_machine_counts(monkeypatch, tmp_path):
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:      4000 kB\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    assert memory.available(on_cpu()) == 4_096_000
+    (tmp_path / "meminfo").unlink()
+    assert memory.available(on_cpu()) is None
+
+
+# When it ends.
+
+
+def caused_by(cause: BaseException) -> WeightsError:
+    error = WeightsError("The model failed.")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory: you tried"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
+        (caused_by(MemoryError()), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("out of memory"), False),
+        (caused_by(OSError("no such file")), False),
+    ],
+    ids=repr,
+)
+def test_running_out_of_memory_is_recognised(error, answer):
+    assert memory.is_out_of_memory(error) is answer
+
+
+def test_what_torch_really_raises_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert memory.is_out_of_memory(caught.value)
+    with pytest.raises(MemoryError):
+        np.empty(2**60, np.uint8)
+
+
+class Short:
+    """Stands in for one method of the pipeline, which fails for want of memory some times, then works."""
+
+    def __init__(self, monkeypatch, owner: object, name: str, failures: int) -> None:
+        self.calls = 0
+        real = getattr(owner, name)
+
+        def method(*given, **named):
+            self.calls += 1
+            if self.calls <= failures:
+                torch.empty(2**60, dtype=torch.uint8)
+            return real(*given, **named)
+
+        monkeypatch.setattr(owner, name, method)
+
+
+@pytest.fixture
+def service(make_engine, tmp_path):
+    engine = make_engine()
+    running = Service(Settings(cache_dir=tmp_path / "cache"), lambda: engine)
+    running.start()
+    assert running.wait_until_decided(120) == "ready"
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def sound() -> bytes:
+    from stepaudio.audiofile import encode_wav
+
+    return encode_wav(voice(1.0))
+
+
+def test_a_clone_without_memory_is_tried_once_more_in_pieces(service, sound, monkeypatch, caplog):
+    pipeline = service.engine.pipeline
+    whole = service.submit_clone(clone(sound)).result(60).synthesis
+    flow = Short(monkeypatch, pipeline._vocoder, "flow", failures=99)
+    forgotten = Short(monkeypatch, pipeline, "forget", failures=0)
+    with caplog.at_level(logging.INFO, "stepaudio"):
+        result = service.submit_clone(clone(sound)).result(60)
+    assert flow.calls == 1
+    assert forgotten.calls == 1
+    # The same words: only flow and vocoder worked otherwise.
+    np.testing.assert_array_equal(result.synthesis.tokens.numbers, whole.tokens.numbers)
+    assert len(result.synthesis.waveform.samples) == len(whole.waveform.samples)
+    assert any(record.message.startswith("Out of memory: ") for record in caplog.records)
+    assert any("Total time" in record.message for record in caplog.records)
+
+
+def test_an_edit_without_memory_is_tried_once_more(service, sound, monkeypatch):
+    model = Short(monkeypatch, service.engine.pipeline._lm, "_generate", failures=1)
+    assert service.submit_edit(edit(sound, task=Task("denoise"))).result(60).wav[:4] == b"RIFF"
+    assert model.calls == 2
+
+
+def test_what_never_fits_ends_with_one_sentence_and_the_next_request_works(service, sound, monkeypatch):
+    with monkeypatch.context() as patch:
+        model = Short(patch, service.engine.pipeline._lm, "_generate", failures=99)
+        with pytest.raises(OutOfMemory, match="not enough memory for this request") as caught:
+            service.submit_clone(clone(sound)).result(60)
+        assert model.calls == 2
+        # What is kept of the error must not keep the memory that ran out.
+        assert caught.value.__context__ is None
+    assert service.submit_clone(clone(sound)).result(60).wav[:4] == b"RIFF"
+
+
+def test_what_has_been_heard_is_not_begun_again(sound):
+    feed = SoundFeed()
+    asked = clone(sound, feed=feed)
+    assert asked.smaller() is asked
+    feed.put(Waveform(np.zeros(10, np.float32), 24000))
+    assert asked.smaller() is None
+
+
+def test_other_errors_are_not_tried_again(service, sound, monkeypatch):
+    calls = []
+
+    def generate(*given, **named):
+        calls.append(1)
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(service.engine.pipeline._lm, "_generate", generate)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        service.submit_clone(clone(sound)).result(60)
+    assert len(calls) == 1
+
+
+def test_forgetting_gives_the_beginnings_of_prompts_back(service, sound):
+    model = service.engine.pipeline._lm
+    first = service.submit_clone(clone(sound)).result(60).synthesis
+    assert model._prefixes._kept
+    assert model._workspaces._free
+    service.engine.pipeline.forget()
+    assert not model._prefixes._kept
+    assert not model._workspaces._free
+    again = service.submit_clone(clone(sound)).result(60).synthesis
+    np.testing.assert_array_equal(first.waveform.samples, again.waveform.samples)

@@ -1,0 +1,163 @@
+"""The whole server as a process: how it ends, and what its log and folders keep to themselves."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import uvicorn
+
+from stepaudio import server as serving
+from stepaudio.audiofile import encode_wav
+from tests.conftest import voice
+from tests.server import Server
+
+RECORDING = encode_wav(voice(2.0))
+
+
+@pytest.fixture
+def long_weights(tiny_weights, tmp_path) -> str:
+    """Tiny weights that may speak for minutes, so that a request can be caught while it runs."""
+    weights = shutil.copytree(tiny_weights, tmp_path / "weights")
+    (weights / "card.json").write_text(json.dumps({"title": "long"}))
+    return str(weights)
+
+
+@pytest.fixture
+def make_server(tmp_path, long_weights):
+    servers = []
+
+    def make(**settings: str) -> Server:
+        chosen = {"STEPAUDIO_WEIGHTS": long_weights, "STEPAUDIO_MAX_OUTPUT_SECONDS": "300", **settings}
+        servers.append(Server(tmp_path / f"server{len(servers)}", chosen))
+        return servers[-1].start()
+
+    yield make
+    for server in servers:
+        server.kill()
+
+
+def ask(server: Server, seconds: float, text: str = "word " * 190, **more) -> httpx.Response:
+    return httpx.post(
+        f"{server.url}/stream",
+        data={"transcript": "the words", "text": text, "max_seconds": str(seconds), "flow_steps": "2", **more},
+        files={"audio": ("voice.wav", RECORDING)},
+        timeout=120,
+    )
+
+
+class Asking:
+    """A request in a thread of its own."""
+
+    def __init__(self, server: Server, seconds: float) -> None:
+        self.response: httpx.Response | None = None
+        self.error: httpx.HTTPError | None = None
+        self._thread = threading.Thread(target=self._ask, args=(server, seconds))
+        self._thread.start()
+
+    def _ask(self, server: Server, seconds: float) -> None:
+        try:
+            self.response = ask(server, seconds)
+        except httpx.HTTPError as error:
+            self.error = error
+
+    def wait(self) -> None:
+        self._thread.join(120)
+
+    def join(self) -> httpx.Response:
+        self.wait()
+        assert self.response is not None, self.error
+        return self.response
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_sigterm_lets_accepted_requests_end_and_refuses_new_ones(make_server):
+    server = make_server()
+    running, waiting = Asking(server, 20), Asking(server, 1)
+    time.sleep(1.0)
+    assert server.process is not None
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: "Stopping: accepted requests" in server.log)
+    refused = ask(server, 1)
+    assert refused.status_code == 503
+    assert "shut down" in refused.text
+    ready = httpx.get(f"{server.url}/health/ready")
+    assert (ready.status_code, ready.json()["status"]) == (503, "stopping")
+    assert httpx.get(f"{server.url}/health/live").status_code == 200
+    assert len(running.join().content) == 44 + 2 * 24000 * 20 - 2 * 24000 * 20 % (2 * 2880)
+    assert waiting.join().status_code == 200
+    assert server.process.wait(30) == 0
+    assert "nothing is left to do" in server.log
+    assert "Traceback" not in server.log
+    assert not list((server.folder / "temporary").iterdir())
+
+
+def test_what_does_not_end_in_time_is_cancelled(make_server):
+    server = make_server(STEPAUDIO_DRAIN_SECONDS="1")
+    asking = Asking(server, 290)
+    time.sleep(2.0)
+    start = time.monotonic()
+    assert server.process is not None
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(30) == 0
+    assert time.monotonic() - start < 20
+    assert "what is not done after 1 s is cancelled" in server.log
+    assert "Clone cancelled." in server.log
+    asking.wait()
+    assert isinstance(asking.error, httpx.RemoteProtocolError)  # the mark of a complete answer is missing
+    assert "Traceback" not in server.log
+
+
+def test_a_second_signal_ends_it_at_once():
+    service = SimpleNamespace(drain=lambda seconds: threading.Event().wait(seconds))
+    server = serving.Server(uvicorn.Config(lambda: None), service, drain_seconds=60)
+    server.handle_exit(signal.SIGTERM, None)
+    time.sleep(0.2)
+    assert not server.should_exit
+    server.handle_exit(signal.SIGTERM, None)
+    assert server.should_exit
+
+
+def test_the_log_tells_nothing_of_what_users_say_or_of_passwords(make_server):
+    """At the default level; what is refused is told without the words that were refused."""
+    login = "ada:VERYSECRETPASSWORD"
+    server = make_server(STEPAUDIO_LOGIN=login, STEPAUDIO_HUB_TOKEN="HUBTOKEN")
+    headers = {"authorization": "Basic " + base64.b64encode(login.encode()).decode()}
+    assert httpx.get(server.url).status_code == 401
+    assert httpx.get(server.url, headers=headers).status_code == 200
+    secret = "ZEBRAWORD"
+    for fields in (
+        {"text": secret, "transcript": f"{secret} again"},
+        {"text": secret * 200, "transcript": secret},
+        {"text": secret, "transcript": ""},
+        {"text": "x", "transcript": "y", "seed": secret},
+        {"text": "x", "transcript": "y", secret: "1"},
+    ):
+        for name, sound in ((f"{secret}.wav", RECORDING), (f"../../{secret}", b"no sound")):
+            answer = httpx.post(
+                f"{server.url}/stream",
+                data={"max_seconds": "0.5", "flow_steps": "1", **fields},
+                files={"audio": (name, sound)},
+                headers=headers,
+                timeout=60,
+            )
+            assert answer.status_code in (200, 400, 415, 422), answer.text
+    assert "Total time" in server.log
+    assert "refused" in server.log
+    for word in (secret, "VERYSECRETPASSWORD", "HUBTOKEN", headers["authorization"]):
+        assert word not in server.log
+    assert not [path for path in Path(server.folder).rglob("*") if secret in path.name]
