@@ -183,6 +183,9 @@ def test_every_tab_in_both_languages_and_colours_is_whole_and_has_no_serious_fau
         for tab in TABS:
             open_tab(page, tab)
             page.wait_for_timeout(1500)
+            if tab == "compare":  # where pictures are drawn first
+                page.locator("#pictures img").nth(1).wait_for()
+                page.locator("#sound-b #waveform").first.wait_for()
             assert page.evaluate(CUT) == [], f"{tab} in {language}"
             if language == "zh":  # other words in the same elements
                 continue
