@@ -31,7 +31,7 @@ from stepaudio.speaking import Progress, Speaker
 from stepaudio.speech_stream import ShouldStop, SpeechStream
 from stepaudio.text import clean, passages, seconds_cap
 from stepaudio.timing import StageTimer, critical_path
-from stepaudio.tokens import GROUP, interleave
+from stepaudio.tokens import GROUP, IDS_PER_SECOND, interleave
 from stepaudio.types import (
     EncodedReference,
     EncodingTimes,
@@ -306,7 +306,7 @@ class Pipeline:
                 ids = self._prompts.clone(transcript, prompt, told, reference.waveform)
                 most = most_tokens(seconds_cap(told), self.limits, sampling, max_seconds)
                 parts.append(Passage(ids, self._prompts.shared(ids), most, part.pause))
-                longest += seconds_cap(told)
+                longest += seconds_cap(told) + parts[-1].pause_tokens / IDS_PER_SECOND
             most = most_tokens(longest, self.limits, sampling, max_seconds)
             return Order(tuple(parts), prompt, encoding, times, words, sampling, seed, most)
 

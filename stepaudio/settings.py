@@ -68,7 +68,7 @@ class Settings(BaseSettings):
         600.0, gt=0, description="longest time that a request of the API may take, waiting in the line included"
     )
     max_batch_lines: int = Field(1000, ge=1, description="longest list of texts of one batch over the API")
-    batches_megabytes: int = Field(2048, ge=1, description="upper bound of the sounds of all batches that are kept")
+    batches_megabytes: int = Field(512, ge=1, description="upper bound of the sounds of all batches that are kept")
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the networks run")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

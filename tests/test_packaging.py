@@ -104,12 +104,18 @@ def imported(paths: list[Path]) -> set[str]:
     return names
 
 
+OPTIONAL = {"bitsandbytes"}
+"""What only a setting asks for; its absence is one sentence, see tests/test_variants.py."""
+
+
 def test_every_library_that_the_product_imports_is_a_requirement():
     distributions = importlib.metadata.packages_distributions()
     declared = {requirement.name.lower() for requirement in RUN_TIME}
     missing = {
         name
-        for name in imported([ROOT / "app.py", *(ROOT / "stepaudio").rglob("*.py")]) - sys.stdlib_module_names
+        for name in imported([ROOT / "app.py", *(ROOT / "stepaudio").rglob("*.py")])
+        - sys.stdlib_module_names
+        - OPTIONAL
         if name != "stepaudio" and not {d.lower() for d in distributions.get(name, ["?"])} & declared
     }
     assert missing == set()

@@ -13,7 +13,7 @@ from stepaudio.api.common import SPEECH_ALIASES, check_model, client_of, in_voic
 from stepaudio.api.errors import documented, error_response
 from stepaudio.api.options import MOST_TEXT, Format, RunOptions
 from stepaudio.batches import Batch, Batches
-from stepaudio.errors import InvalidInput
+from stepaudio.errors import InvalidInput, NotFound
 from stepaudio.service import CloneRequest, Service
 
 MOST_LINES = 100_000
@@ -115,6 +115,8 @@ def batch_routes(service: Service, batches: Batches) -> APIRouter:
         if batch.progress.state == "running":
             message = "The batch is not done yet; GET /v1/batch/ID tells how far it is."
             return error_response(409, message, "invalid_request_error", "not_done")
+        if not batch.archive.is_file():
+            raise NotFound("The sounds of this batch were removed to make room; they must be made again.")
         return FileResponse(batch.archive, media_type="application/zip", filename=f"{batch.id}.zip")
 
     @router.delete("/{batch_id}", responses=documented(404, 422))

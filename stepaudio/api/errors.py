@@ -1,7 +1,7 @@
 """Errors over HTTP: OpenAI's error object, with a status that says whose affair it is.
 
 400 422 what was sent   401 the key   404 what was named   413 415 the file   429 come again   499 the client left
-500 a bug, or nothing came out of the models   503 not yet, or not any more
+500 a bug, or nothing came out of the models   503 not yet, not any more, or not enough memory
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from stepaudio.errors import (
     GenerationError,
     InvalidInput,
     NotFound,
+    OutOfMemory,
     ShuttingDown,
     StepAudioError,
     TooLarge,
@@ -67,6 +68,7 @@ _KINDS: tuple[tuple[type[StepAudioError], int, str, str], ...] = (
     (ShuttingDown, 503, "server_error", "shutting_down"),
     (Busy, 429, "rate_limit_error", "rate_limit_exceeded"),
     (Cancelled, 499, "invalid_request_error", "cancelled"),
+    (OutOfMemory, 503, "server_error", "out_of_memory"),
     (GenerationError, 500, "server_error", "generation_failed"),
     (TookTooLong, 503, "server_error", "timeout"),
     (StepAudioError, 503, "server_error", "unavailable"),
@@ -92,7 +94,7 @@ DESCRIPTIONS = {
     429: "The line is full; Retry-After says when to come again.",
     499: "The client closed the connection; its job was stopped.",
     500: "Nothing came out of the models, or a bug; the log says more.",
-    503: "The models are not loaded, or the program is coming to its end.",
+    503: "The models are not loaded, memory or time did not suffice, or the program is coming to its end.",
 }
 
 

@@ -159,6 +159,17 @@ def test_batches_are_removed_after_an_hour_and_with_the_program(service, ada):
     assert not folder.exists()
 
 
+def test_an_archive_that_had_to_make_room_is_told_so(client, service, begin, monkeypatch):
+    made = []
+    batch = Batches.begin
+    monkeypatch.setattr(Batches, "begin", lambda *args: made.append(batch(*args)) or made[-1])
+    finished(client, begin(["Hello."]))
+    made[0].archive.unlink()
+    answer = client.get(f"/v1/batch/{made[0].id}/results")
+    assert answer.status_code == 404
+    assert "make room" in told(answer)["message"]
+
+
 def test_where_there_is_no_room_the_line_fails_and_says_so(service, ada):
     made = Batches(service, most_bytes=10_000)
     shared = CloneRequest(voice=ada, text="", sampling=SamplingParams(seed=1), flow_steps=1, max_seconds=0.12)
@@ -172,12 +183,12 @@ def test_where_there_is_no_room_the_line_fails_and_says_so(service, ada):
 
 def test_an_internal_error_costs_its_line_alone(service, ada, monkeypatch):
     made = Batches(service, most_bytes=2**30)
-    takes = service.engine.pipeline.takes
+    clone = service.engine.pipeline.clone
 
     def sometimes(reference, text, *args, **kwargs):
-        return 1 / 0 if text == "Bad." else takes(reference, text, *args, **kwargs)
+        return 1 / 0 if text == "Bad." else clone(reference, text, *args, **kwargs)
 
-    monkeypatch.setattr(service.engine.pipeline, "takes", sometimes)
+    monkeypatch.setattr(service.engine.pipeline, "clone", sometimes)
     shared = CloneRequest(voice=ada, text="", sampling=SamplingParams(seed=1), flow_steps=1, max_seconds=0.12)
     batch = made.begin(shared, ["One.", "Bad.", "Three."], "wav", "me")
     batch.wait(30)
