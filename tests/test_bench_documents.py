@@ -41,6 +41,7 @@ def test_both_languages_tell_the_same_figures():
     english, chinese = answer(RESULTS, "en"), answer(RESULTS, "zh")
     assert figures(english) == figures(chinese)
     assert len(figures(english)) > 100
+    assert not re.search(r"\d\.\d{5}", english), "a figure is not rounded"
     assert english.count("\n|") == chinese.count("\n|")
 
 

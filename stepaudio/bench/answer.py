@@ -229,7 +229,7 @@ def _advice(results: Results, language: Language) -> list[str]:
             loop=both(loop),
             rows="; ".join(others),
         ),
-        "onnx": words["advice_onnx_figure"].format(onnx=engines["onnx"]["seconds"], torch=engines["torch"]["seconds"])
+        "onnx": words["advice_onnx_figure"].format(onnx=both(engines["onnx"]), torch=both(engines["torch"]))
         if "onnx" in engines
         else words["not_measured"],
         "small": words["advice_small_figure"].format(
