@@ -23,7 +23,7 @@ from stepaudio.settings import Settings
 from stepaudio.tiny.awq import GROUP, write_awq
 from stepaudio.types import Reference, SamplingParams
 from stepaudio.variants import VARIANTS, variants
-from stepaudio.web.tables import parts_table, weights_table
+from stepaudio.web.tables import parts_table, variants_table
 from stepaudio.weights import EDITX, EDITX_AWQ, choose_weights
 from tests.conftest import voice
 from tests.test_vocoder_bigvgan import write_bigvgan
@@ -217,7 +217,7 @@ def test_the_page_lists_the_variants_with_their_reasons_in_both_languages(make, 
     service = Service(Settings(cache_dir=tmp_path / "cache", data_dir=tmp_path / "data"), lambda: engine)
     service.start()
     assert service.wait_until_decided(120) == "ready"
-    english, chinese = weights_table(service, "en"), weights_table(service, "zh")
+    english, chinese = variants_table(service, "en"), variants_table(service, "zh")
     assert "awq: 4 bits, official folder" in english
     assert english.count("✓ runs") == chinese.count("✓ 正在运行") == 1
     assert "STEPAUDIO_VARIANT=base" in english

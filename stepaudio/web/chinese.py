@@ -234,7 +234,6 @@ CHINESE: Mapping[str, str] = MappingProxyType(
         "weights_title": "权重",
         "weights_path": "文件夹",
         "weights_reason": "选用原因",
-        "variant_runs": "✓ 正在运行",
         "heading_tasks": "## 权重学过的任务",
         "task_options": "选项数",
         "learnt": "✓ 已学会",

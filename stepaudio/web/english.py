@@ -205,7 +205,6 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "weights_title": "Weights",
         "weights_path": "Folder",
         "weights_reason": "Why these",
-        "variant_runs": "✓ runs",
         "heading_tasks": "## What they have learnt",
         "task_options": "options",
         "learnt": "✓ learnt",

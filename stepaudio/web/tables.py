@@ -159,10 +159,6 @@ def weights_table(service: Service, language: Language) -> str:
         (say(language, "weights_title"), folder.card.title),
         (say(language, "weights_path"), str(folder.path)),
         (say(language, "weights_reason"), folder.reason),
-        *(
-            (variant.title[language], say(language, "variant_runs") if variant.running else variant.reason[language])
-            for variant in variants(folder)
-        ),
         (say(language, "presets"), ", ".join(preset.name for preset in service.presets.list()) or "–"),
     ]
     notice = folder.card.notice.get(language, folder.card.notice.get("en", ""))
