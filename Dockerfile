@@ -11,10 +11,8 @@ ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 # What both images share: everything but the libraries and the source.
 FROM ${PYTHON_IMAGE} AS base
-ARG VERSION=unknown
 LABEL org.opencontainers.image.title="step-audio-ui-opt" \
-      org.opencontainers.image.description="Voice cloning and editing with Step-Audio-EditX" \
-      org.opencontainers.image.version="${VERSION}"
+      org.opencontainers.image.description="Voice cloning and editing with Step-Audio-EditX"
 # ffmpeg reads what soundfile cannot: m4a, which is what phones record, and the sound of videos.
 # tini is process 1: it hands signals on and buries the dead, whether or not the container is run with --init.
 # hadolint ignore=DL3008
@@ -81,7 +79,12 @@ FROM base AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=libraries-cuda /opt/venv /opt/venv
 COPY --chmod=755 . .
+ARG VERSION=unknown
+LABEL org.opencontainers.image.version="${VERSION}"
 
 FROM base AS cpu
 COPY --from=libraries-cpu /opt/venv /opt/venv
 COPY --chmod=755 . .
+# Here, because a change of it would have all that stands behind it made anew.
+ARG VERSION=unknown
+LABEL org.opencontainers.image.version="${VERSION}"

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
+LEAST_DRIVER = 580
+"""Of NVIDIA, for the CUDA 13 that the pinned torch is built for."""
+DRIVER_VERSION = Path("/proc/driver/nvidia/version")
+
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 
 
@@ -55,16 +61,25 @@ def choose(
         if torch.version.cuda is None:
             reason = "CPU: this torch is a CPU build"
         else:
-            reason = (
-                f"CPU: no usable GPU (torch is built for CUDA {torch.version.cuda}; "
-                "the driver is missing or older than that needs)"
-            )
+            reason = f"CPU: no usable GPU (torch is built for CUDA {torch.version.cuda}; {_driver_words()})"
     if dtype == "auto":
         bf16 = place.type == "cuda" and torch.cuda.is_bf16_supported()
         number = torch.bfloat16 if bf16 else torch.float32
     else:
         number = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     return Runtime(place, number, tf32 and place.type == "cuda", threads or cpu_count(), reason)
+
+
+def _driver_words() -> str:
+    """Return what is wrong with the GPU's driver, as far as Linux tells."""
+    try:
+        told = DRIVER_VERSION.read_text(encoding="utf-8")
+    except OSError:
+        return "the driver is missing or older than that needs"
+    found = re.search(r"\b(\d{3,})\.\d+", told)
+    if found and int(found[1]) < LEAST_DRIVER:
+        return f"the driver is {found[0]}, and {LEAST_DRIVER} or newer is needed"
+    return f"the driver is {found[0] if found else 'unknown'}, but no GPU can be used"
 
 
 @contextmanager

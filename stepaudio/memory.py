@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,27 +30,36 @@ _WORDS = (
 def needed(weights: WeightsFolder, dtype: torch.dtype) -> int:
     """Return about how many bytes the weights take once loaded, and one request beside them.
 
-    The language model counts by its number of weights in ``dtype``; every other file by its size, as those are
-    loaded in the precision in which they are stored.
+    The language model counts in ``dtype``; every other file by its size, as those are loaded in the precision in
+    which they are stored. What bitsandbytes packs while it is loaded counts as if it were not packed.
     """
-    checkpoints = set(weights.editx.glob("*.safetensors"))
-    numbers = sum(count_numbers(path) for path in checkpoints)
+    model = sum(loaded_bytes(path, dtype) for path in weights.editx.glob("*.safetensors"))
     folders = (weights.cosyvoice, weights.tokenizer)
     files = {path for folder in folders for path in folder.rglob("*") if path.suffix in (".pt", ".onnx", ".npy")}
-    return numbers * dtype.itemsize + sum(path.stat().st_size for path in files) + WORKING_BYTES
+    return model + sum(path.stat().st_size for path in files) + WORKING_BYTES
 
 
-def count_numbers(path: Path) -> int:
-    """Return how many numbers a safetensors file holds, from its header alone; raises WeightsError naming the file."""
+def loaded_bytes(path: Path, dtype: torch.dtype) -> int:
+    """Return what the tensors of a safetensors file take in ``dtype``, integers (packed weights) as they are.
+
+    Only the header is read. Raises WeightsError naming the file.
+    """
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > path.stat().st_size:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
-        return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        return sum(_size(entry, dtype) for name, entry in header.items() if name != "__metadata__")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise WeightsError(f"The file {path.name} in {path.parent} cannot be read: {error}.") from error
+
+
+def _size(entry: dict[str, Any], dtype: torch.dtype) -> int:
+    if "F" in str(entry["dtype"]):  # F32, F16, BF16, ...
+        return int(prod(entry["shape"])) * dtype.itemsize
+    begin, end = entry["data_offsets"]
+    return int(end) - int(begin)
 
 
 def available(runtime: Runtime) -> int | None:

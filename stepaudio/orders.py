@@ -140,5 +140,5 @@ def synthesis(order: Order, answer: Spoken, waveform: Waveform, timer: StageTime
         seed=order.seed,
         stopped=answer.stopped,
         transcript=order.words,
-        passages=len(order.passages),
+        passages=len(answer.tokens),
     )

@@ -91,11 +91,10 @@ def put_down(row: str, **facts: object) -> None:
     path = Path(target)
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     record.update(
-        commit=commit(),
-        command="scripts/proof",
+        command="scripts/proof tests/test_faults.py tests/test_faults_server.py",
         machine=f"{platform.machine()}, {os.cpu_count()} cores",
         python=platform.python_version(),
         date=time.strftime("%Y-%m-%d", time.gmtime()),
     )
-    record.setdefault("rows", {})[row] = facts
+    record.setdefault("rows", {})[row] = {"commit": commit(), **facts}
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -56,7 +56,9 @@ def p95(seconds: list[float]) -> float:
 def soak(minutes: float, warm_share: float, a_second: float, weights: str) -> dict[str, Any]:
     """Ask a server of its own again and again at a fixed rate, and return what was found."""
     folder = Path(tempfile.mkdtemp(prefix="stepaudio-soak-"))
-    settings = {"STEPAUDIO_CACHE_MEGABYTES": "8", **({"STEPAUDIO_WEIGHTS": weights} if weights else {})}
+    # Small, so that what is kept on purpose is full after warming up and cannot be taken for a leak.
+    bounds = {"STEPAUDIO_CACHE_MEGABYTES": "8", "STEPAUDIO_PREFIX_MEGABYTES": "8"}
+    settings = {**bounds, **({"STEPAUDIO_WEIGHTS": weights} if weights else {})}
     server = Server(folder, settings)
     samples: list[Sample] = []
     took: list[tuple[float, float]] = []

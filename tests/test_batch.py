@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -65,6 +66,12 @@ def test_many_lines_in_one_voice_encode_it_once(batch, out, capsys, count):
         assert record["stopped"] == "length"
     assert f"{count} lines spoken, 0 failed." in log
     assert re.search(rf"\[3/{count}\] line 3: 000003\.wav  0\.36 s  \(\d+\.\d lines a minute, 0:\d\d:\d\d left\)", log)
+
+
+def test_texts_come_from_standard_input_too(stepaudio, sound, out, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\n\ntwo\n")))
+    assert stepaudio("batch", "-", "-o", out, "--reference", sound, "--transcript", "the words", *QUICK) == 0
+    assert [record["text"] for record in records(out)] == ["one", "two"]
 
 
 def test_a_second_run_does_nothing_and_loads_nothing(batch, out, capsys, request):

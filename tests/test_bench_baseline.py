@@ -87,7 +87,10 @@ def test_upstreams_onnx_sessions_differ_by_rounding_alone(bench, encoding):
     assert np.allclose(encoded.speaker, encoding.speaker, atol=1e-3)
 
 
-def test_the_plain_solver_gives_the_mel_of_the_product(bench, encoding):
+@pytest.mark.parametrize("guidance", [0.7, 0.0])
+def test_the_plain_solver_gives_the_mel_of_the_product(bench, encoding, guidance, monkeypatch):
+    for vocoder in (bench.vocoder, bench.plain_vocoder):
+        monkeypatch.setattr(vocoder._flow.decoder, "guidance", guidance)
     ids, prompt = bench.prompt(CASE, encoding)
     tokens = bench.step_lm.generate(ids, SamplingParams(), seed=3, max_tokens=25).tokens
     mels = [

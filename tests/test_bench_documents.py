@@ -41,6 +41,7 @@ def test_both_languages_tell_the_same_figures():
     english, chinese = answer(RESULTS, "en"), answer(RESULTS, "zh")
     assert figures(english) == figures(chinese)
     assert len(figures(english)) > 100
+    assert not re.search(r"\d\.\d{5}", english), "a figure is not rounded"
     assert english.count("\n|") == chinese.count("\n|")
 
 
@@ -59,7 +60,10 @@ def test_the_reports_spread_is_that_of_its_two_hits():
 
 
 def test_every_committed_measurement_says_how_it_was_made():
-    for path in (ROOT / "benchmarks").glob("*.json"):
+    names = ("suite", "full-size", "encode", "decode")
+    paths = [path for path in (ROOT / "benchmarks").glob("*.json") if path.stem in names]
+    assert len(paths) >= 3
+    for path in paths:
         told = json.loads(path.read_text(encoding="utf-8"))["conditions"]
         assert re.fullmatch(r"[0-9a-f]{40}", told["commit"]), path.name
         assert told["command"].startswith("python -m stepaudio bench"), path.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from stepaudio.bench import documents, suite
+from stepaudio.bench.markdown import both
 from stepaudio.bench.predecessor import day
 from stepaudio.bench.stopwatch import Stopwatch, spread
 from stepaudio.cli import build_parser
@@ -101,6 +103,15 @@ def test_decoding_waits_for_nothing_and_allocates_nothing(measured):
     layer = 2 * 64 * 64 + 2 * 16 * 64 + 3 * 128 * 64 + 2 * 64
     assert decoding["bytes_per_id"]["layers"] == 2 * layer * 4
     assert decoding["bytes_per_id"]["head"] == (2 * 1024 + 3 * 4096) // 5 * 64 * 4
+
+
+def test_every_variant_that_can_run_is_measured(measured):
+    rows = measured["results"]["variants"]
+    installed = importlib.util.find_spec("bitsandbytes") is not None
+    assert [row["name"] for row in rows] == ["base", *(["bnb-int8", "bnb-nf4"] if installed else [])]
+    for row in rows:
+        assert row["ids"] == 25
+        assert f"{row['name']} {both(row)}" in measured["report"]
 
 
 def test_the_watch_for_waits_sees_one():

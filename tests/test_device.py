@@ -39,7 +39,7 @@ def test_precision_and_tf32_are_settings(gpu):
     assert device.choose("cpu", "bfloat16").dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("build", "expected"), [(None, "CPU build"), ("13.0", "driver is missing or older")])
+@pytest.mark.parametrize(("build", "expected"), [(None, "CPU build"), ("13.0", "driver is")])
 def test_without_a_usable_gpu_the_reason_is_told(monkeypatch, build, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", build)
@@ -85,3 +85,21 @@ def test_tf32_is_kept_away_from_what_must_not_round_on_a_gpu_and_comes_back():
         assert cudnn.allow_tf32
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19", "the driver is 535.104, and 580"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  595.12  Release", "595.12, but no GPU can be used"),
+        ("something else", "unknown"),
+        (None, "missing or older"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_explained_by_its_driver(monkeypatch, tmp_path, told, words):
+    if told is not None:
+        (tmp_path / "version").write_text(told)
+    monkeypatch.setattr(device, "DRIVER_VERSION", tmp_path / "version")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert words in device.choose("auto").reason

@@ -215,7 +215,7 @@ def test_an_unforeseen_error_is_logged_with_its_traceback_and_shown_with_the_req
         raise ZeroDivisionError("a bug")
 
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
-        patch.setattr(service.engine.pipeline, "takes", broken)
+        patch.setattr(service.engine.pipeline, "clone", broken)
         view = clone(service, good)
     assert view.error == f"Internal error, request {view.request_id}: the server's log says more."
     assert "ZeroDivisionError" in caplog.text

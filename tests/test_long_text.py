@@ -15,6 +15,7 @@ from stepaudio.pipeline import MAX_TAKES
 from stepaudio.text import SENTENCE_PAUSE, passages
 from stepaudio.types import Reference, SamplingParams, Waveform
 from tests.conftest import voice
+from tests.proofs.kit import write
 
 GREEDY = SamplingParams(temperature=0, seed=5)
 DRAWN = SamplingParams(seed=5)
@@ -112,7 +113,7 @@ def test_takes_are_clones_with_seeds_that_count_up_from_one_reading_of_the_promp
 
 
 def test_takes_of_a_long_text_are_decoded_together_and_the_seeds_wrap(pipeline, reference, calls):
-    made = pipeline.takes(reference, TEXT, 2, SamplingParams(seed=2**32 - 1), max_seconds=6.0, **QUICK)
+    made = pipeline.takes(reference, TEXT, 2, SamplingParams(seed=2**32 - 1), max_seconds=20.0, **QUICK)
     assert calls == [6]
     assert [(take.seed, take.passages) for take in made] == [(2**32 - 1, 3), (0, 3)]
 
@@ -198,4 +199,12 @@ def test_three_minutes_of_text_stream_with_flat_memory(load, reference):
     assert made.passages > 15
     assert made.waveform.seconds > 170
     half, end = sizes[len(sizes) // 2], sizes[-1]
+    result = {
+        "passages": made.passages,
+        "sound_seconds": round(made.waveform.seconds, 2),
+        "pieces": len(sizes),
+        "resident_megabytes": {"first_piece": sizes[0] / 1e6, "half": half / 1e6, "last_piece": end / 1e6},
+        "sound_of_second_half_megabytes": 4 * 90 * 24_000 / 1e6,
+    }
+    write("long_stream", result, "python -m pytest -m proof tests/test_long_text.py")
     assert end - half < 4 * 90 * 24_000 + 8e6

@@ -34,25 +34,27 @@ def on_cpu(dtype: str = "float32") -> device.Runtime:
 # Before.
 
 
-def test_numbers_are_counted_from_the_header_alone(tmp_path):
+def test_sizes_are_read_from_the_header_alone_and_packed_weights_stay_packed(tmp_path):
     path = tmp_path / "model.safetensors"
-    save_file({"a": torch.zeros(3, 5, dtype=torch.bfloat16), "b": torch.zeros(7)}, path, metadata={"of": "a test"})
-    assert memory.count_numbers(path) == 22
+    tensors = {"a": torch.zeros(3, 5, dtype=torch.bfloat16), "b": torch.zeros(7), "c": torch.zeros(9, dtype=torch.int8)}
+    save_file(tensors, path, metadata={"of": "a test"})
+    assert memory.loaded_bytes(path, torch.float32) == 22 * 4 + 9
+    assert memory.loaded_bytes(path, torch.bfloat16) == 22 * 2 + 9
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 8, b"\x02" + bytes(7) + b"[]", b"\x04" + bytes(7) + b"null"])
 def test_a_damaged_header_is_named(tmp_path, data):
     (tmp_path / "model.safetensors").write_bytes(data)
     with pytest.raises(WeightsError, match=r"model\.safetensors"):
-        memory.count_numbers(tmp_path / "model.safetensors")
+        memory.loaded_bytes(tmp_path / "model.safetensors", torch.float32)
 
 
 def test_bfloat16_halves_the_language_model_and_nothing_else(weights):
-    numbers = sum(memory.count_numbers(path) for path in weights.editx.glob("*.safetensors"))
-    assert numbers > 1000
+    model = sum(memory.loaded_bytes(path, torch.bfloat16) for path in weights.editx.glob("*.safetensors"))
+    assert model > 2000
     whole, half = memory.needed(weights, torch.float32), memory.needed(weights, torch.bfloat16)
-    assert whole - half == 2 * numbers
-    assert half > memory.WORKING_BYTES + 2 * numbers + (weights.cosyvoice / "flow.pt").stat().st_size
+    assert whole - half == model
+    assert half > memory.WORKING_BYTES + model + (weights.cosyvoice / "flow.pt").stat().st_size
 
 
 def test_the_estimate_of_the_weights_is_what_the_parts_take(weights):
@@ -60,8 +62,8 @@ def test_the_estimate_of_the_weights_is_what_the_parts_take(weights):
     from stepaudio.llm.loading import load_step1
 
     model = load_step1(weights.editx, torch.device("cpu"), torch.float32)
-    numbers = sum(memory.count_numbers(path) for path in weights.editx.glob("*.safetensors"))
-    assert sum(parameter.numel() for parameter in model.parameters()) == numbers
+    estimated = sum(memory.loaded_bytes(path, torch.float32) for path in weights.editx.glob("*.safetensors"))
+    assert sum(parameter.nbytes for parameter in model.parameters()) == estimated
 
 
 def test_what_fits_is_not_spoken_of(weights):

@@ -17,6 +17,7 @@ from typing import ClassVar
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from stepaudio.server import SHUTDOWN_SECONDS
 from stepaudio.settings import PREFIX, Settings
@@ -110,13 +111,13 @@ OPTIONAL = {"bitsandbytes"}
 
 def test_every_library_that_the_product_imports_is_a_requirement():
     distributions = importlib.metadata.packages_distributions()
-    declared = {requirement.name.lower() for requirement in RUN_TIME}
+    declared = {canonicalize_name(requirement.name) for requirement in RUN_TIME}
     missing = {
         name
         for name in imported([ROOT / "app.py", *(ROOT / "stepaudio").rglob("*.py")])
         - sys.stdlib_module_names
         - OPTIONAL
-        if name != "stepaudio" and not {d.lower() for d in distributions.get(name, ["?"])} & declared
+        if name != "stepaudio" and not {canonicalize_name(d) for d in distributions.get(name, ["?"])} & declared
     }
     assert missing == set()
 

@@ -36,7 +36,12 @@ def make_server(tmp_path, long_weights):
     servers = []
 
     def make(**settings: str) -> Server:
-        chosen = {"STEPAUDIO_WEIGHTS": long_weights, "STEPAUDIO_MAX_OUTPUT_SECONDS": "300", **settings}
+        chosen = {
+            "STEPAUDIO_WEIGHTS": long_weights,
+            "STEPAUDIO_THREADS": "1",
+            "STEPAUDIO_MAX_OUTPUT_SECONDS": "300",
+            **settings,
+        }
         servers.append(Server(tmp_path / f"server{len(servers)}", chosen))
         return servers[-1].start()
 

@@ -90,7 +90,11 @@ class Trainee(nn.Module):
 
         rows: int64 (B, L, 2).   speaker: (B, 192).   prompt: mel with zeros after it (B, T, M).
         """
-        mu = self.flow.encoder_proj(self.flow.encoder(self.flow.input_embedding(rows)))
+        return self.beside(self.flow.encoder(self.flow.input_embedding(rows)), speaker, prompt)
+
+    def beside(self, features: torch.Tensor, speaker: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """Return the conditions (B, T, 3 M) of the encoder's features (B, T, D)."""
+        mu = self.flow.encoder_proj(features)
         voice = self.flow.spk_embed_affine_layer(F.normalize(speaker, dim=1))
         return torch.cat((mu, voice[:, None].expand_as(mu), prompt), dim=-1)
 

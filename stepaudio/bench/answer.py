@@ -220,6 +220,7 @@ def _advice(results: Results, language: Language) -> list[str]:
             gain = f"{loop['seconds'] / row['seconds']:.1f} x ({loop['processor'] / row['processor']:.1f} x)"
             others.append(f"{name} {both(row)}: {gain}, {words['codes_kept'].format(share=row['codes_equal'])}")
     real = results["projection"]["rows"]
+    variants = results.get("variants", [])
     read = decode["bytes_per_id"]
     figures = {
         "light": words["advice_light_figure"].format(
@@ -228,11 +229,14 @@ def _advice(results: Results, language: Language) -> list[str]:
             loop=both(loop),
             rows="; ".join(others),
         ),
-        "onnx": words["advice_onnx_figure"].format(onnx=engines["onnx"]["seconds"], torch=engines["torch"]["seconds"])
+        "onnx": words["advice_onnx_figure"].format(onnx=both(engines["onnx"]), torch=both(engines["torch"]))
         if "onnx" in engines
         else words["not_measured"],
         "small": words["advice_small_figure"].format(
-            bf16=real["bfloat16"]["bytes_per_id"] / 1e9, w4=real["W4A16"]["bytes_per_id"] / 1e9
+            variants="; ".join(f"{row['name']} {both(row)}" for row in variants) or words["not_measured"],
+            ids=decode["ids"],
+            bf16=real["bfloat16"]["bytes_per_id"] / 1e9,
+            w4=real["W4A16"]["bytes_per_id"] / 1e9,
         ),
         "flash": words["advice_flash_figure"].format(
             share=read["keys_and_values"] / sum(read.values()), real=real["bfloat16"]["keys_share"]
@@ -402,7 +406,7 @@ def _projection(told: Results, report: Results, language: Language) -> list[str]
     )
     rest = told["prefill"] + told["flow"] + told["hift"]
     rows = [
-        [name, *(f"{row[key]:.2f} s" for key in ("decode",)), f"{rest:.2f} s"]
+        [words[f"weights_{name}"], f"{row['decode']:.2f} s", f"{rest:.2f} s"]
         + [f"{row[key]:.2f} s" for key in ("hit", "miss", "sixteen_takes_a_sound")]
         for name, row in told["rows"].items()
     ]

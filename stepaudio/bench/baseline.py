@@ -221,15 +221,17 @@ class PlainSolver(nn.Module):
     ) -> Tensor:
         """Return mel (1, T, M) from noise (1, T, M) and conditions (1, T, 3M), by ``steps`` Euler steps."""
         times, sizes = schedule(steps)
-        both = torch.cat((conditions, torch.zeros_like(conditions)))
+        # Without guidance the product saves the second row. So does this: it is a trait of some weights, no switch.
+        rows = conditions if self.guidance == 0 else torch.cat((conditions, torch.zeros_like(conditions)))
         x = noise
         for number, size in enumerate(sizes):
             if should_stop is not None and should_stop():
                 raise Cancelled("The synthesis was stopped.")
-            modulation = self.estimator.modulation(times[number].to(noise.device).expand(2))
-            velocities = self.estimator(x, self.estimator.project(both), modulation, 0)
-            guided, free = velocities.split(1)
-            x = x + size * ((1 + self.guidance) * guided - self.guidance * free)
+            modulation = self.estimator.modulation(times[number].to(noise.device).expand(len(rows)))
+            guided, *free = self.estimator(x, self.estimator.project(rows), modulation, 0).split(1)
+            if free:
+                guided = (1 + self.guidance) * guided - self.guidance * free[0]
+            x = x + size * guided
             if progress is not None:
                 progress((number + 1) / len(sizes))
         return x

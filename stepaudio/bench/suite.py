@@ -143,7 +143,7 @@ def plan_of(args: argparse.Namespace, *, on_gpu: bool) -> Plan:
 
 
 def _measure_all(bench: Workbench, case: Case, plan: Plan, runtime: Runtime) -> dict[str, Any]:
-    from stepaudio.bench import ceiling, clones, encoders, live, predecessor, projection, scenarios
+    from stepaudio.bench import ceiling, clones, encoders, live, predecessor, projection, scenarios, variants
 
     _tell("Whole clones, baseline and product in turn.")
     cloned = clones.measure_clones(bench, case, plan.runs)
@@ -151,6 +151,7 @@ def _measure_all(bench: Workbench, case: Case, plan: Plan, runtime: Runtime) -> 
     switches = clones.measure_switches(bench, case, plan.runs)
     _tell("Decoding.")
     decoding = ceiling.measure_decoding(bench, case, min(plan.runs, FEW), plan.batch)
+    packed = variants.measure_variants(bench, case, min(plan.runs, FEW))
     _tell("Batches, and voices that come back.")
     batch = scenarios.measure_batch(bench, case, min(plan.runs, FEW), plan.batch)
     back = scenarios.voices_that_come_back(bench, case, min(plan.runs, FEW))
@@ -167,6 +168,7 @@ def _measure_all(bench: Workbench, case: Case, plan: Plan, runtime: Runtime) -> 
         "clones": cloned,
         "switches": switches,
         "decoding": decoding,
+        "variants": packed,
         "batch": batch,
         "stream": stream,
         "concurrency": queue,

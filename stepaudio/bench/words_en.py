@@ -121,10 +121,12 @@ EN: dict[str, str] = {
     "not_measured": "not measured in this run",
     "advice_small": "A smaller language model",
     "advice_small_answer": (
-        "It would be another voice. The same model reads fewer bytes for a token with weights of four bits: computed "
-        "below for an L40S; others found quantised weights slower where the kernels were poor, so it is not promised."
+        "It would be another voice. The same model can be packed (`STEPAUDIO_VARIANT`): that saves memory, not time, "
+        "because every product unpacks its matrix first. Only a kernel that multiplies packed weights would read fewer "
+        "bytes for a token, as computed below; we have none."
     ),
-    "advice_small_figure": "bytes for a token, real size: {bf16:.2f} GB in bfloat16, {w4:.2f} GB with W4A16 (computed)",
+    "advice_small_figure": "{ids} tokens with their prompt: {variants}. Bytes for a token at the real size: "
+    "{bf16:.2f} GB in bfloat16, {w4:.2f} GB in four bits (computed)",
     "advice_flash": "Flash Attention 2",
     "advice_flash_answer": (
         "It has no square-root ALiBi bias, which this model needs. Attention is fused by torch with the bias given; "
@@ -209,6 +211,8 @@ EN: dict[str, str] = {
     "share_assumed": "assumed",
     "share_measured": "measured on the GPU above",
     "precision": "Weights",
+    "weights_bfloat16": "bfloat16",
+    "weights_W4A16": "4 bits, with a kernel that multiplies them packed (we have none)",
     "projected_decode": "Decoding",
     "projected_rest": "Prefill + flow + HiFT",
     "projected_hit": "Hit",

@@ -114,10 +114,11 @@ ZH: dict[str, str] = {
     "not_measured": "本次未测量",
     "advice_small": "更小的语言模型",
     "advice_small_answer": (
-        "那会是另一种声音。同一个模型用 4 位权重时，每个令牌读取的字节更少：下面按 L40S 计算；"
-        "也有人发现算子不佳时量化权重反而更慢，因此不作承诺。"
+        "那会是另一种声音。同一个模型可以压缩（`STEPAUDIO_VARIANT`）：省的是内存而不是时间，因为每次乘法都先解开矩阵。"
+        "只有直接用压缩权重相乘的算子才能让每个令牌少读字节，如下面的计算；我们没有这种算子。"
     ),
-    "advice_small_figure": "真实大小下每个令牌的字节：bfloat16 {bf16:.2f} GB，W4A16 {w4:.2f} GB（计算值）",
+    "advice_small_figure": "{ids} 个令牌含提示词：{variants}。真实大小下每个令牌的字节："
+    "bfloat16 {bf16:.2f} GB，4 位 {w4:.2f} GB（计算值）",
     "advice_flash": "Flash Attention 2",
     "advice_flash_answer": (
         "它没有本模型需要的平方根 ALiBi 偏置。注意力由 torch 带偏置融合计算；而且每个令牌的时间花在读取权重上，"
@@ -196,6 +197,8 @@ ZH: dict[str, str] = {
     "share_assumed": "假定",
     "share_measured": "在上述 GPU 上测得",
     "precision": "权重",
+    "weights_bfloat16": "bfloat16",
+    "weights_W4A16": "4 位，需要直接相乘的算子（我们没有）",
     "projected_decode": "解码",
     "projected_rest": "预填充 + flow + HiFT",
     "projected_hit": "命中",

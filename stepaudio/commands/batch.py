@@ -94,7 +94,11 @@ class Batch:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``python -m stepaudio batch``."""
-    parser.add_argument("input", type=Path, help="a file that ends in .txt, .csv or .jsonl, in UTF-8")
+    parser.add_argument(
+        "input",
+        type=Path,
+        help='a file that ends in .txt, .csv or .jsonl, in UTF-8; "-" reads one text a line from standard input',
+    )
     parser.add_argument("--output-dir", "-o", type=Path, required=True, metavar="DIR", help="where the sounds go")
     parser.add_argument("--format", choices=list(FORMATS), default="wav", help="of the sounds (default: wav)")
     common.add_reference(parser, required=False)
@@ -123,16 +127,19 @@ def run(parsed: argparse.Namespace, settings: Settings) -> int:
 
 
 def read_lines(path: Path, voices: VoiceFolder, shared: Line) -> list[Line]:
-    """Return the lines of an input file, empty ones left out; raises InvalidInput that names the line.
+    """Return the lines of an input file ("-": standard input), empty ones left out; InvalidInput names the line.
 
     shared: voice, transcript and seed for lines that have none of their own. Names of voices become ids here.
     """
-    try:
-        text = read_file(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"The file {path} is not UTF-8.") from error
     kinds = {".txt": _text_rows, ".csv": _csv_rows, ".jsonl": _jsonl_rows}
-    rows = kinds.get(path.suffix.lower())
+    rows = kinds[".txt"] if str(path) == common.STANDARD else kinds.get(path.suffix.lower())
+    if str(path) == common.STANDARD:
+        text = common.text_of(common.STANDARD)
+    else:
+        try:
+            text = read_file(path).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"The file {path} is not UTF-8.") from error
     if rows is None:
         raise InvalidInput(f"The file {path} ends in none of {', '.join(kinds)}.")
     ids: dict[str, str] = {}

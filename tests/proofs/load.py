@@ -25,6 +25,8 @@ KNOWN = 24
 MISS_EVERY = 8
 QUEUE = 24
 CHECKED_MISSES = 40
+ENOUGH = 10
+"""Answers for each client from which on it is judged whether all got as many."""
 
 
 @dataclass
@@ -182,7 +184,8 @@ def check(result: dict[str, Any]) -> None:
     assert result["unequal"] == [], result["unequal"]
     assert result["compared"] > 0
     assert result["share_of_lone"] >= 0.9, result
-    assert result["fairness_jain"] >= 0.9, result
+    if result["answers"] >= ENOUGH * result["clients"]:  # with two or three for each, chance alone makes them unequal
+        assert result["fairness_jain"] >= 0.9, result
     assert result["megabytes"]["last_quarter"] <= 1.05 * result["megabytes"]["second_quarter"] + 20, result
     assert result["after"]["threads"] <= result["before"]["threads"] + 2, result
     assert result["after"]["files"] <= result["before"]["files"] + 4, result

@@ -1,0 +1,94 @@
+"""Training of codes and flow together: it begins with what was exported, reaches the encoders, and is written again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stepaudio.device import choose
+from stepaudio.loading import load_encoder
+from stepaudio.types import Waveform
+from stepaudio.weights import WeightsFolder, read_card
+from training import codes, data, joint
+from training.codes import Spoken
+from training.phones import IGNORED
+from training.shards import ClipRecord
+
+MINI = Path("models/mini")
+
+
+def clip(seconds: float, seed: int) -> joint.Whole:
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(16000 * seconds)) / 16000
+    hum = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 20))
+    sound = (0.1 * hum * (1 + np.sin(2 * np.pi * 3 * t)) + 0.02 * rng.standard_normal(len(t))).astype(np.float32)
+    rows, voice, offset = codes.Encoders(MINI).encode(sound, 16000)
+    bank, whisper = data.bank_of(sound, 16000)[0], data.mel_of(sound, 16000)[0]
+    mel = rng.normal(-6, 2, (2 * len(rows), 81)).astype(np.float16)
+    record = ClipRecord("n", "s", 0, len(t), 16000, "en", "ah", "ɑ", (0, len(t)))
+    return joint.Whole(Spoken(record, rows, voice, offset, mel), bank, whisper, record)
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[joint.Whole]:
+    return [clip(2.0, 1), clip(2.6, 2)]
+
+
+@pytest.fixture(scope="module")
+def model() -> joint.Joint:
+    torch.manual_seed(0)
+    return joint.begun(MINI)
+
+
+def test_it_begins_with_the_codes_and_the_table_that_were_exported(
+    model: joint.Joint, clips: list[joint.Whole]
+) -> None:
+    model.eval()
+    table = model.trainee.flow.input_embedding.embedding.weight
+    torch.testing.assert_close(model.table(), table, atol=1e-4, rtol=1e-4)
+    one = clips[0]
+    banks, mels = ([torch.from_numpy(part.astype(np.float32))] for part in (one.bank, one.whisper))
+    with torch.inference_mode():
+        (rows,) = model.embedded(banks, mels, [one.groups])
+    expected = model.trainee.flow.input_embedding(torch.from_numpy(one.spoken.rows.astype(np.int64))[None])[0]
+    same = ((rows - expected).abs().amax(1) < 1e-3).float().mean()
+    assert rows.shape == expected.shape
+    assert float(same) > 0.9  # bfloat16 and the features' half precision turn a few codes
+
+
+def test_the_loss_reaches_both_encoders_and_the_flow(model: joint.Joint, clips: list[joint.Whole]) -> None:
+    model.train()
+    loss = joint.loss_of(model, clips, torch.Generator().manual_seed(1))
+    loss.backward()
+    untaught = {name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()}
+    model.zero_grad()
+    apart = {"frames.reader", "tokenizer.bottleneck.outside", "trainee.flow.input_embedding"}
+    assert {name for name in untaught if not any(name.startswith(one) for one in apart)} == set()
+    assert joint.labels_of(clips[0], 10, 5).tolist() != [IGNORED] * 5
+
+
+def test_what_it_has_become_is_written_and_the_product_hears_its_codes(
+    model: joint.Joint, clips: list[joint.Whole], tmp_path: Path
+) -> None:
+    shutil.copytree(MINI, tmp_path / "mini")
+    torch.manual_seed(1)
+    for parameter in model.tokenizer.bottleneck.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape)
+    model.frames.centroids = model.frames.centroids.flip(0)
+    joint.write(model.eval(), tmp_path / "mini")
+    again = joint.begun(tmp_path / "mini")
+    torch.testing.assert_close(again.table(), model.table(), atol=2e-2, rtol=2e-2)
+    weights = WeightsFolder(tmp_path / "mini", read_card(tmp_path / "mini"), "written")
+    encoder = load_encoder(weights, choose("cpu"))
+    sound = Waveform(np.sin(np.arange(32000) / 20).astype(np.float32) * 0.4, 16000)
+    found = encoder.encode(sound).encoding
+    encoder.close()
+    mels = [torch.from_numpy(data.mel_of(sound.samples, 16000)[0].astype(np.float32))]
+    padded, lengths = joint.gathered(mels)
+    with torch.inference_mode():
+        expected = model.tokenizer(padded, lengths)[0]
+    assert float((torch.from_numpy(found.semantic[:45]) == expected[:45]).float().mean()) > 0.8
