@@ -219,7 +219,7 @@ def test_the_page_lists_the_variants_with_their_reasons_in_both_languages(make, 
     assert service.wait_until_decided(120) == "ready"
     english, chinese = variants_table(service, "en"), variants_table(service, "zh")
     assert "awq: 4 bits, official folder" in english
-    assert english.count("✓ runs") == chinese.count("✓ 正在运行") == 1
+    assert english.count("● running") == chinese.count("● 正在运行") == 1
     assert "STEPAUDIO_VARIANT=base" in english
     assert "STEPAUDIO_VARIANT=base" in chinese
     assert "4 bits (AWQ)" in parts_table(service, "en")

@@ -53,7 +53,7 @@ class Page:
                     )
                     self.dark = on(gr.Button(size="sm", elem_id="dark", min_width=60, scale=0), value="dark")
             self.banner = gr.Markdown(elem_id="banner", visible=False)
-            with gr.Tabs(selected=CLONE, elem_id="tabs") as self.tabs:
+            with gr.Tabs(selected=CLONE, elem_id="tabs", overflow_behavior="wrap") as self.tabs:
                 with on(gr.Tab(id=CLONE), label="tab_clone"):
                     self.clone = CloneTab(desk)
                 with on(gr.Tab(id=EDIT), label="tab_edit"):
