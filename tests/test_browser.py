@@ -297,7 +297,7 @@ def test_a_reload_ends_the_job_that_nobody_waits_for_any_more(slow_page, slow_se
 def test_stop_ends_the_run_and_the_next_one_works(slow_page, slow_server):
     before = slow_server.log.count("Clone cancelled.")
     slow_page.locator("#stop").click(timeout=CLONE_SECONDS)
-    slow_page.locator("#error").get_by_text(re.compile("stopped|cancelled")).wait_for()
+    slow_page.locator("#error").get_by_text(re.compile("stopped|cancelled")).wait_for(timeout=CLONE_SECONDS)
     wait_for_cancelled(slow_server, before + 1)
     slow_page.locator("#flow-steps input[type=number]").fill("1")
     slow_page.locator("#flow-steps input[type=number]").blur()

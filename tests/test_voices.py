@@ -369,9 +369,9 @@ def test_an_imported_voice_is_new_and_its_first_clone_hits(service):
     [({"audio": b"text"}, "cannot be read"), ({"audio": WAV, "name": ""}, "name of the voice is empty")],
 )
 def test_a_voice_that_cannot_be_saved_is_refused_and_logged(service, caplog, fields, sentence):
-    with pytest.raises(InvalidInput, match=sentence):
+    with pytest.raises(InvalidInput, match=sentence) as refused:
         service.save_voice(draft(**fields)).result(60)
-    assert "Save voice refused (InvalidInput)" in caplog.text
+    assert f"Save voice refused ({refused.typename}): {refused.value}" in caplog.text
     assert service.voices.list() == ()
 
 

@@ -37,6 +37,10 @@ class Recorder:
 
     calls: list[dict[str, Any]] = field(default_factory=list)
 
+    def clone(self, reference, text, sampling, **others) -> Synthesis:
+        (made,) = self.takes(reference, text, 1, sampling, **others)
+        return made
+
     def takes(self, reference, text, count, sampling, **others) -> list[Synthesis]:
         self.calls.append({"reference": reference, "text": text, "takes": count, "sampling": sampling, **others})
         first = synthesis(text, sampling.seed)
@@ -86,6 +90,7 @@ def engine(tiny_weights, tmp_path_factory):
 @pytest.fixture
 def recorder(engine, monkeypatch) -> Recorder:
     fake = Recorder()
+    monkeypatch.setattr(engine.pipeline, "clone", fake.clone)
     monkeypatch.setattr(engine.pipeline, "takes", fake.takes)
     monkeypatch.setattr(engine.pipeline, "edit", fake.edit)
     return fake
