@@ -114,6 +114,8 @@ def upload(page, path: Path) -> None:
 def ask(page, text: str, transcript: str = "the words of the reference") -> None:
     page.locator("#transcript textarea").fill(transcript)
     page.locator("#text textarea").fill(text)
+    # A long text's passages push the buttons down once they are shown: a click must not fall beside them.
+    page.locator("#text-facts").get_by_text(re.compile(rf"^{len(text)}\b")).wait_for()
     page.get_by_role("button", name=re.compile("Generate|生成")).click()
 
 
