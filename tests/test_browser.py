@@ -57,7 +57,8 @@ def slow_server(tmp_path_factory, tiny_weights):
     folder = tmp_path_factory.mktemp("slow")
     weights = shutil.copytree(tiny_weights, folder / "weights")
     (weights / "card.json").write_text('{"title": "slow"}')
-    running = Server(folder, {"STEPAUDIO_WEIGHTS": str(weights), "STEPAUDIO_MAX_OUTPUT_SECONDS": "300"}).start()
+    slow = {"STEPAUDIO_MAX_OUTPUT_SECONDS": "300", "STEPAUDIO_FLOW_STEPS": "50"}
+    running = Server(folder, {"STEPAUDIO_WEIGHTS": str(weights), **slow}).start()
     yield running
     running.kill()
 
@@ -70,9 +71,6 @@ def slow_page(browser, slow_server, recordings):
         page.goto(slow_server.url)
         page.get_by_role("button", name="Generate").wait_for()
         upload(page, recordings["a"])
-        page.locator("#advanced").get_by_text("Advanced").click()
-        page.locator("#flow-steps input[type=number]").fill("50")
-        page.locator("#flow-steps input[type=number]").blur()
         ask(page, "word " * 200)
         page.locator("#result").get_by_text("Writing speech tokens").wait_for(timeout=CLONE_SECONDS)
         yield page
@@ -301,6 +299,7 @@ def test_stop_ends_the_run_and_the_next_one_works(slow_page, slow_server):
     slow_page.locator("#stop").click(timeout=CLONE_SECONDS)
     slow_page.locator("#error").get_by_text(re.compile("stopped|cancelled")).wait_for(timeout=CLONE_SECONDS)
     wait_for_cancelled(slow_server, before + 1)
+    slow_page.locator("#advanced").get_by_text("Advanced").click()
     slow_page.locator("#flow-steps input[type=number]").fill("1")
     slow_page.locator("#flow-steps input[type=number]").blur()
     clone(slow_page, None)

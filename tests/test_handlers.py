@@ -18,6 +18,7 @@ from stepaudio.log import TextFormatter
 from stepaudio.queue import JobQueue
 from stepaudio.service import Service
 from stepaudio.settings import Settings
+from stepaudio.web import handlers
 from stepaudio.web.forms import CloneForm, Knobs
 from stepaudio.web.handlers import Tab, run_clone
 from stepaudio.web.sessions import SessionJobs
@@ -267,6 +268,18 @@ def test_a_stop_ends_the_request_of_its_tab(service, good):
     view = run_clone(service, asked, Tab(jobs, "tab", "en", show))
     assert view.wav is None
     assert "stopped" in view.error or "cancelled" in view.error
+
+
+def test_the_bar_moves_seldom_enough_for_the_browser_to_keep_up(service, good, monkeypatch):
+    def shown(seconds: float) -> int:
+        monkeypatch.setattr(handlers, "SHOW_SECONDS", seconds)
+        steps: list[float] = []
+        tab = Tab(SessionJobs(), "tab", "en", lambda fraction, words: steps.append(fraction))
+        assert run_clone(service, form(good, max_seconds=2.0, text="word " * 60), tab).wav
+        return len(steps)
+
+    assert shown(0.0) > 3
+    assert shown(60.0) == 1
 
 
 def test_errors_are_told_in_the_language_of_the_page(service, good):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -25,6 +26,10 @@ T = TypeVar("T")
 # Where each stage ends on the progress bar; roughly its share of a run.
 STAGE_SPANS = {"FunASR": (0.0, 0.15), "LLM": (0.15, 0.7), "Flow": (0.7, 0.9), "Vocoder": (0.9, 1.0)}
 POLL_SECONDS = 0.5
+SHOW_SECONDS = 1.0
+"""Between two steps of the bar, at the least: for each of them Gradio's page looks at every field anew, which takes a
+slow browser a tenth of a second, and with a step for every token it would not answer to its Stop button."""
+
 GRACE_SECONDS = 0.2
 
 ShowProgress = Callable[[float, str], None]
@@ -166,6 +171,19 @@ def _view(outcome: Outcome[tuple[CloneResult, Given]], ticket: _Ticket, tab: Tab
     return CloneView(ticket.request_id, result.wav, result.synthesis, given=given, takes=result.takes)
 
 
+def _progress(service: Service, job: Job[Any], language: Language) -> tuple[float, str]:
+    """Return how far a job is, 0 to 1, and what it does in words; none before its first stage."""
+    if job.state == "waiting":
+        return 0.0, _waiting(service, job.position, language)
+    if job.label in (TRANSCRIBE, SAVE_VOICE):
+        return 0.0, say(language, "saving" if job.label == SAVE_VOICE else "transcribing")
+    stage, fraction = job.progress
+    if stage not in STAGE_SPANS:
+        return 0.0, ""
+    begin, end = STAGE_SPANS[stage]
+    return begin + (end - begin) * min(fraction, 1.0), say(language, f"stage_{stage}")
+
+
 def _as_the_tabs_job(service: Service, job: Job[T], tab: Tab) -> T:
     """Wait for the job while it is the one of its tab, showing its progress, and return its result."""
     tab.jobs.begin(tab.session, job)
@@ -177,25 +195,17 @@ def _as_the_tabs_job(service: Service, job: Job[T], tab: Tab) -> T:
 
 def _follow(service: Service, job: Job[T], tab: Tab) -> T:
     """Show the job's progress until it is done, and return its result."""
-    told = ""
+    told, shown = "", -SHOW_SECONDS
     if job.state == "waiting":
         job.wait_for_change(GRACE_SECONDS)  # mostly it begins at once
     while job.state in ("waiting", "running"):
-        words = ""
-        if job.state == "waiting":
-            words = _waiting(service, job.position, tab.language)
-            tab.show(0.0, words)
-        elif job.label in (TRANSCRIBE, SAVE_VOICE):
-            words = say(tab.language, "saving" if job.label == SAVE_VOICE else "transcribing")
-            tab.show(0.0, words)
-        elif job.progress[0] in STAGE_SPANS:
-            stage, fraction = job.progress
-            begin, end = STAGE_SPANS[stage]
-            words = say(tab.language, f"stage_{stage}")
-            tab.show(begin + (end - begin) * min(fraction, 1.0), words)
-        if words and words != told:
-            tab.tell(job.id, words)
-            told = words
+        fraction, words = _progress(service, job, tab.language)
+        if words and time.monotonic() - shown >= SHOW_SECONDS:
+            shown = time.monotonic()
+            tab.show(fraction, words)
+            if words != told:
+                tab.tell(job.id, words)
+                told = words
         job.wait_for_change(POLL_SECONDS)
     return job.result(timeout=None)
 
