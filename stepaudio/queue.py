@@ -31,6 +31,9 @@ _STOP_SECONDS = 5.0
 FIRST_TURN_SECONDS = 5.0
 TURN_SHARE = 0.2
 
+BACK_TURNS = 3
+"""Turns within which a client that found the line full is expected back; it is told to wait for one."""
+
 
 class Job(Generic[T]):
     """One piece of work: the worker calls ``report`` and ``should_stop``, whoever submitted it the rest.
@@ -176,8 +179,39 @@ class _Line:
             job._touch()
 
 
+class _TurnedAway:
+    """Who found the line full, in that order, for as long as they are expected back.
+
+    Without it whoever has just been served takes the place that became free, at once, and those who were told to come
+    again later find the line full each time.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._until: dict[str, float] = {}
+
+    def ahead_of(self, client: str) -> int:
+        """Return for how many others a place is kept before this client's turn."""
+        now = time.monotonic()
+        self._until = {name: until for name, until in self._until.items() if until > now}
+        names = list(self._until)
+        return names.index(client) if client in self._until else len(names)
+
+    def add(self, client: str, seconds: float) -> None:
+        """Remember a client that is asked to come back within so many seconds; its place stays as it is."""
+        if client and (client in self._until or len(self._until) < self._most):
+            self._until[client] = time.monotonic() + seconds
+
+    def remove(self, client: str) -> None:
+        """Forget a client that has come in."""
+        self._until.pop(client, None)
+
+
 class JobQueue:
     """Runs jobs in the order in which they came, ``workers`` at a time; at most ``limit`` wait.
+
+    A client that found the line full comes before others when it tries again soon: half of the places at the most are
+    kept for such ones.
 
     client_limit: how many jobs one client may have that wait or run, so that nobody fills the line alone; jobs
     without a client are not counted. It keeps no reference to a job that is over.
@@ -189,6 +223,7 @@ class JobQueue:
         self._turn_seconds = FIRST_TURN_SECONDS
         self._line = _Line()
         self._running: set[Job[Any]] = set()
+        self._turned_away = _TurnedAway(limit // 2)
         self._closed = False
         self._threads = [
             threading.Thread(target=self._serve, name=f"stepaudio-job-{n}", daemon=True) for n in range(workers)
@@ -219,12 +254,15 @@ class JobQueue:
                 raise ShuttingDown("The program is being shut down and takes no more jobs; please try again later.")
             idle = len(self._threads) - len(self._running)
             # A job that an idle worker is about to take does not count as waiting.
-            if len(self._line.waiting) >= self._limit + idle:
+            free = self._limit + idle - len(self._line.waiting)
+            if free <= self._turned_away.ahead_of(client):
+                self._turned_away.add(client, BACK_TURNS * max(self._turn_seconds, 1.0))
                 raise Busy(f"The line is full with {self.waiting} waiting; please try again in a minute.")
             if client and self._client_limit is not None:
                 own = sum(job.client == client for job in (*self._line.waiting, *self._running))
                 if own >= self._client_limit:
                     raise Busy(f"{own} requests of yours are waiting or at work, which is the limit; please wait.")
+            self._turned_away.remove(client)
             job = Job(self._line, work, label, client)
             self._line.waiting.append(job)
             self._line.changed.notify_all()

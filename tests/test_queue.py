@@ -360,6 +360,42 @@ def test_whoever_waits_for_the_end_is_told_it_with_the_error_once() -> None:
     assert told[3:] == ["late"]
 
 
+def test_whoever_found_the_line_full_comes_before_those_who_were_just_served():
+    hold, release = threading.Event(), threading.Event()
+    with JobQueue(limit=2) as queue:
+        first = queue.submit(lambda job: hold.wait(30), client="ada")
+        assert within(30, lambda: first.state == "running")
+        jobs = [queue.submit(lambda job: release.wait(30), client="ada") for _ in range(2)]
+        with pytest.raises(Busy):
+            queue.submit(lambda job: None, client="bob")
+        hold.set()
+        assert within(30, lambda: queue.waiting == 1)
+        with pytest.raises(Busy):  # there is room, and it is bob's
+            queue.submit(lambda job: None, client="ada")
+        jobs.append(queue.submit(lambda job: None, client="bob"))
+        release.set()
+        for job in jobs:
+            job.result(30)
+        assert queue.submit(lambda job: 7, client="ada").result(30) == 7
+
+
+def test_the_place_of_one_who_does_not_come_back_is_given_away(monkeypatch):
+    monkeypatch.setattr("stepaudio.queue.BACK_TURNS", 0)
+    hold, release = threading.Event(), threading.Event()
+    with JobQueue(limit=2) as queue:
+        first = queue.submit(lambda job: hold.wait(30), client="ada")
+        assert within(30, lambda: first.state == "running")
+        for _ in range(2):
+            queue.submit(lambda job: release.wait(30), client="ada")
+        with pytest.raises(Busy):
+            queue.submit(lambda job: None, client="bob")
+        hold.set()
+        assert within(30, lambda: queue.waiting == 1)
+        last = queue.submit(lambda job: 7, client="ada")
+        release.set()
+        assert last.result(30) == 7
+
+
 def test_one_client_may_have_so_many_jobs_and_others_are_not_held_up_by_it():
     release = threading.Event()
     with JobQueue(limit=9, client_limit=2) as queue:

@@ -186,6 +186,7 @@ def check(result: dict[str, Any]) -> None:
     assert result["share_of_lone"] >= 0.9, result
     if result["answers"] >= ENOUGH * result["clients"]:  # with two or three for each, chance alone makes them unequal
         assert result["fairness_jain"] >= 0.9, result
+        assert result["answers_of_each_client"]["least"] >= result["answers_of_each_client"]["median"] / 2, result
     assert result["megabytes"]["last_quarter"] <= 1.05 * result["megabytes"]["second_quarter"] + 20, result
     assert result["after"]["threads"] <= result["before"]["threads"] + 2, result
     assert result["after"]["files"] <= result["before"]["files"] + 4, result
