@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -137,6 +138,13 @@ def test_what_does_not_end_in_time_is_cancelled(make_server):
     asking.wait()
     assert isinstance(asking.error, httpx.RemoteProtocolError)  # the mark of a complete answer is missing
     assert "Traceback" not in server.log
+
+
+def test_nothing_that_is_sent_is_held_back():
+    with serving._listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_second_signal_ends_it_at_once():
