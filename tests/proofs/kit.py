@@ -40,7 +40,8 @@ def serve(folder: Path, **settings: str) -> Server:
     """Return a running server on tiny weights."""
     own = {"STEPAUDIO_DATA_DIR": str(folder / "data"), "TMPDIR": str(folder / "tmp")}
     # Small, so that it is full long before the end: what is kept within its bounds must not look like a leak.
-    own |= {"STEPAUDIO_PREFIX_MEGABYTES": "8", **settings}
+    # One thread: on a small machine the clients need a core, too.
+    own |= {"STEPAUDIO_PREFIX_MEGABYTES": "8", "STEPAUDIO_THREADS": "1", **settings}
     (folder / "tmp").mkdir(parents=True)
     return Server(folder, own).start()
 
