@@ -1,6 +1,6 @@
 """Fixed load for a long time: memory, descriptors, threads and times must stay what they are after warming up.
 
-Run by scripts/proof. Ends with status 1 where something grows; the figures are put down either way.
+Run by scripts/soak. Ends with status 1 where something grows; the figures are put down either way.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 
 from stepaudio.audiofile import encode_wav
 from stepaudio.bench.conditions import commit, cpu_model
+from stepaudio.bench.folders import MINI, write_folder
 from tests.conftest import voice
 from tests.fault_kit import post, resident_megabytes
 from tests.server import Server
@@ -112,7 +113,7 @@ def soak(minutes: float, warm_share: float, a_second: float, weights: str) -> di
     every = max(len(samples) // 60, 1)
     return {
         "commit": commit(),
-        "command": " ".join(["scripts/proof soak", *sys.argv[1:]]),
+        "command": " ".join(["scripts/soak", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": f"{cpu_model()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "weights": title.partition(" in ")[0],
@@ -133,9 +134,12 @@ def main() -> int:
     parser.add_argument("--warm-share", type=float, default=0.2, help="share of the time that is warming up")
     parser.add_argument("--rate", type=float, default=1.0, help="requests a second, as far as they are done in time")
     parser.add_argument("--weights", default="", help="a weights folder (default: as the server chooses)")
+    parser.add_argument("--mini-size", action="store_true", help="random weights of the size of mini")
     parser.add_argument("--to", type=Path, required=True)
     parsed = parser.parse_args()
-    result = soak(parsed.minutes, parsed.warm_share, parsed.rate, parsed.weights)
+    with tempfile.TemporaryDirectory(prefix="stepaudio-soak-") as made:
+        weights = str(write_folder(Path(made) / "weights", MINI)) if parsed.mini_size else parsed.weights
+        result = soak(parsed.minutes, parsed.warm_share, parsed.rate, weights)
     parsed.to.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(json.dumps({"found": result["found"], "holds": result["holds"]}, indent=1) + "\n")
     return 0 if all(result["holds"].values()) else 1
