@@ -218,7 +218,7 @@ def _loudest_rms(samples: FloatArray, rate: int) -> float:
 def _decode(data: bytes, most_seconds: float) -> tuple[FloatArray, int, float]:
     """Return (mono samples of at most ``most_seconds``, rate, seconds of the whole file as far as known)."""
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(_Seekable(data)) as file:
             rate, channels, frames = file.samplerate, file.channels, file.frames
             _check_shape(rate, channels)
             samples = _read_mono(file, int(most_seconds * rate))
@@ -235,6 +235,17 @@ def _decode(data: bytes, most_seconds: float) -> tuple[FloatArray, int, float]:
     # Some formats do not know their length; then libsndfile reports a huge number.
     seconds = frames / rate if 0 < frames < 2**40 else len(samples) / rate
     return samples, rate, max(seconds, len(samples) / rate)
+
+
+class _Seekable(io.BytesIO):
+    """The bytes of an upload. A damaged file may send its reader to before the beginning: the reader stays where it is.
+
+    BytesIO would raise within libsndfile's callback, where nobody can catch it, and a traceback would stand in the log.
+    """
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Go to a place, as a file does, and return it."""
+        return self.tell() if whence == io.SEEK_SET and offset < 0 else super().seek(offset, whence)
 
 
 def _read_mono(file: soundfile.SoundFile, most: int) -> FloatArray:

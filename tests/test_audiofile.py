@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from stepaudio import audiofile
 from stepaudio.audiofile import (
     FORMATS,
     SUFFIXES,
@@ -253,3 +254,10 @@ def test_a_format_that_the_sound_library_cannot_write_is_refused_in_one_sentence
 def test_a_rate_that_the_format_does_not_have_is_refused():
     with pytest.raises(InvalidInput, match="44100 samples a second cannot be written as opus"):
         encode(voice(0.1, 44100), "opus")
+
+
+def test_a_file_that_points_before_its_beginning_raises_nothing_where_nobody_can_catch_it():
+    data = audiofile._Seekable(b"RIFF")
+    assert data.seek(2) == 2
+    assert data.seek(-5) == 2
+    assert data.seek(-1, io.SEEK_END) == 3
