@@ -191,7 +191,9 @@ class _TurnedAway:
         self._until: dict[str, float] = {}
 
     def ahead_of(self, client: str) -> int:
-        """Return for how many others a place is kept before this client's turn."""
+        """Return for how many others a place is kept before this client's turn; who has no name waits for nobody."""
+        if not client:  # the page: it could not be known again, and would be turned away for as long as others come
+            return 0
         now = time.monotonic()
         self._until = {name: until for name, until in self._until.items() if until > now}
         names = list(self._until)

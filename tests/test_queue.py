@@ -379,6 +379,22 @@ def test_whoever_found_the_line_full_comes_before_those_who_were_just_served():
         assert queue.submit(lambda job: 7, client="ada").result(30) == 7
 
 
+def test_whoever_has_no_name_takes_any_place_that_is_free():
+    hold, release = threading.Event(), threading.Event()
+    with JobQueue(limit=2) as queue:
+        first = queue.submit(lambda job: hold.wait(30), client="ada")
+        assert within(30, lambda: first.state == "running")
+        for _ in range(2):
+            queue.submit(lambda job: release.wait(30), client="ada")
+        with pytest.raises(Busy):
+            queue.submit(lambda job: None, client="bob")
+        hold.set()
+        assert within(30, lambda: queue.waiting == 1)
+        last = queue.submit(lambda job: 7)
+        release.set()
+        assert last.result(30) == 7
+
+
 def test_the_place_of_one_who_does_not_come_back_is_given_away(monkeypatch):
     monkeypatch.setattr("stepaudio.queue.BACK_TURNS", 0)
     hold, release = threading.Event(), threading.Event()
