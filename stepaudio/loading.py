@@ -103,6 +103,7 @@ def load_engine(weights: WeightsFolder, settings: Settings, runtime: Runtime) ->
             settings.decode_rows,
         ),
         verbalise=verbaliser(weights.card.verbalise),
+        flow_steps=settings.flow_steps or weights.card.flow_steps,
         synchronize=runtime.synchronize,
     )
     words = precision(weights, runtime)

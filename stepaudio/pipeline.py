@@ -56,7 +56,10 @@ WARM_RATE = 24_000
 
 
 class Pipeline:
-    """The loaded models and the cache, put together. Made by loading.py; one request at a time."""
+    """The loaded models and the cache, put together. Made by loading.py; one request at a time.
+
+    flow_steps: the Euler steps of the flow where a request asks for 0, which is for none in particular.
+    """
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Pipeline:
         vocoder: Vocoder,
         limits: Limits,
         verbalise: Verbalise = lambda text: text,
+        flow_steps: int = 10,
         synchronize: Callable[[], None] = lambda: None,
     ) -> None:
         self._encoder = encoder
@@ -77,6 +81,7 @@ class Pipeline:
         self._vocoder = vocoder
         self._speaker = Speaker(lm, vocoder, rows=limits.decode_rows)
         self.limits = limits
+        self.flow_steps = flow_steps
         self._verbalise = verbalise
         self._synchronize = synchronize
 
@@ -91,7 +96,7 @@ class Pipeline:
         text: str,
         sampling: SamplingParams = SamplingParams(),  # noqa: B008 - frozen, so shared safely
         *,
-        flow_steps: int = 10,
+        flow_steps: int = 0,
         max_seconds: float | None = None,
         timer: StageTimer | None = None,
         progress: Progress = lambda stage, fraction: None,
@@ -107,7 +112,7 @@ class Pipeline:
         """
         timer = timer or self.timer()
         (order,) = self._prepare(reference, [text], sampling, max_seconds, timer, progress)
-        (made,) = self._speaker.carry_out([order], flow_steps, timer, progress, should_stop)
+        (made,) = self._speaker.carry_out([order], flow_steps or self.flow_steps, timer, progress, should_stop)
         return made
 
     @torch.inference_mode()
@@ -118,7 +123,7 @@ class Pipeline:
         count: int,
         sampling: SamplingParams = SamplingParams(),  # noqa: B008 - frozen, so shared safely
         *,
-        flow_steps: int = 10,
+        flow_steps: int = 0,
         max_seconds: float | None = None,
         timer: StageTimer | None = None,
         progress: Progress = lambda stage, fraction: None,
@@ -135,7 +140,7 @@ class Pipeline:
         timer = timer or self.timer()
         (order,) = self._prepare(reference, [text], sampling, max_seconds, timer, progress)
         orders = [replace(order, seed=(order.seed + number) % (MAX_SEED + 1)) for number in range(count)]
-        return self._speaker.carry_out(orders, flow_steps, timer, progress, should_stop)
+        return self._speaker.carry_out(orders, flow_steps or self.flow_steps, timer, progress, should_stop)
 
     @torch.inference_mode()
     def clone_many(
@@ -144,7 +149,7 @@ class Pipeline:
         texts: Sequence[str],
         sampling: SamplingParams = SamplingParams(),  # noqa: B008 - frozen, so shared safely
         *,
-        flow_steps: int = 10,
+        flow_steps: int = 0,
         max_seconds: float | None = None,
         timer: StageTimer | None = None,
         progress: Progress = lambda stage, fraction: None,
@@ -158,7 +163,7 @@ class Pipeline:
         """
         timer = timer or self.timer()
         orders = self._prepare(reference, texts, sampling, max_seconds, timer, progress)
-        return self._speaker.carry_out(orders, flow_steps, timer, progress, should_stop)
+        return self._speaker.carry_out(orders, flow_steps or self.flow_steps, timer, progress, should_stop)
 
     @torch.inference_mode()
     def edit(
@@ -169,7 +174,7 @@ class Pipeline:
         new_text: str | None = None,
         passes: int = 1,
         sampling: SamplingParams = SamplingParams(),  # noqa: B008 - frozen, so shared safely
-        flow_steps: int = 10,
+        flow_steps: int = 0,
         max_seconds: float | None = None,
         timer: StageTimer | None = None,
         progress: Progress = lambda stage, fraction: None,
@@ -213,7 +218,7 @@ class Pipeline:
                     seed,
                     most,
                 )
-                (made,) = self._speaker.carry_out([order], flow_steps, timer, progress, should_stop)
+                (made,) = self._speaker.carry_out([order], flow_steps or self.flow_steps, timer, progress, should_stop)
             done.append(made)
             sound, transcript = made.waveform, made.transcript
             if number < passes and sound.seconds < MIN_PASS_SECONDS:
@@ -232,7 +237,7 @@ class Pipeline:
         text: str,
         sampling: SamplingParams = SamplingParams(),  # noqa: B008 - frozen, so shared safely
         *,
-        flow_steps: int = 10,
+        flow_steps: int = 0,
         max_seconds: float | None = None,
         timer: StageTimer | None = None,
         progress: Progress = lambda stage, fraction: None,
@@ -247,7 +252,7 @@ class Pipeline:
         timer = timer or self.timer()
         (order,) = self._prepare(reference, [text], sampling, max_seconds, timer, progress)
 
-        return self._speaker.stream(order, flow_steps, timer, progress, should_stop)
+        return self._speaker.stream(order, flow_steps or self.flow_steps, timer, progress, should_stop)
 
     def warm(self) -> None:
         """Run every part once on synthetic sound, so that the first request is as fast as the next."""

@@ -57,7 +57,7 @@ class Request(ABC):
     transcript: str = ""
     voice: str = ""
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    flow_steps: int = 10
+    flow_steps: int = 0
     max_seconds: float | None = None
     client: str = ""
 

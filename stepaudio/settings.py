@@ -119,7 +119,9 @@ class Settings(BaseSettings):
     prompt_markers: bool = Field(
         False, description="put <audio_start> and <text_start>/<text_end> into the prompt (unofficial; may help)"
     )
-    flow_steps: int = Field(10, ge=1, le=50, description="default Euler steps of the flow")
+    flow_steps: int = Field(
+        0, ge=0, le=50, description="default Euler steps of the flow; 0: as many as the weights ask for, 10 as a rule"
+    )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
     log_format: Literal["text", "json"] = Field("text", description="json: one JSON object for each request")

@@ -47,6 +47,8 @@ class WeightsCard:
     max_output_seconds: a cap of the folder's own (None: only the settings' limit).
     tasks: the names of the tasks that these weights have learnt (None: all of tasks.py).
     verbalise: the language whose digits and abbreviations are spelled out before the model reads them (None: as typed).
+    languages: the codes of those that were learnt (None: all that the page knows).
+    flow_steps: into how many steps these weights divide the flow, unless the settings or a request say otherwise.
     """
 
     title: str = "Step-Audio-EditX"
@@ -55,10 +57,16 @@ class WeightsCard:
     max_output_seconds: float | None = None
     verbalise: str | None = None
     tasks: Sequence[str] | None = None
+    languages: Sequence[str] | None = None
+    flow_steps: int = 10
 
     def knows(self, task: str) -> bool:
         """Return whether the weights have learnt this task; others run through the same path, and mean little."""
         return self.speaks and (self.tasks is None or task in self.tasks)
+
+    def understands(self, language: str) -> bool:
+        """Return whether the weights have learnt a language, by its code."""
+        return self.languages is None or language in self.languages
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,17 @@ def test_another_seed_gives_other_tokens_and_other_samples(pipeline, reference):
     assert not np.array_equal(first.waveform.samples, second.waveform.samples)
 
 
+def test_no_number_of_steps_in_particular_is_that_of_the_weights(pipeline, reference):
+    def steps(asked: int) -> str:
+        made = pipeline.clone(reference, "Hello there.", SEED, max_seconds=0.6, flow_steps=asked)
+        return made.timings.find("Flow").note
+
+    assert steps(0) == "10 steps"
+    pipeline.flow_steps = 3
+    assert steps(0) == "3 steps"
+    assert steps(2) == "2 steps"
+
+
 def test_a_seed_that_is_not_given_is_drawn_and_reported_and_repeats_the_result(pipeline, reference):
     first = pipeline.clone(reference, "Hello there.", **SHORT)
     again = pipeline.clone(reference, "Hello there.", SamplingParams(seed=first.seed), **SHORT)

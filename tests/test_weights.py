@@ -10,7 +10,7 @@ import pytest
 from stepaudio.errors import WeightsError
 from stepaudio.settings import Settings
 from stepaudio.tiny import tiny_name, write_tiny
-from stepaudio.weights import choose_weights, read_card
+from stepaudio.weights import WeightsCard, choose_weights, read_card
 
 
 @pytest.fixture
@@ -144,3 +144,14 @@ def test_a_missing_or_damaged_file_is_one_sentence_that_names_it(name, damage, t
         make_engine(weights=str(folder))
     assert path.name in str(caught.value) or (path.name == "config.yaml" and "FunASR folder" in str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+def test_a_card_says_which_languages_were_learnt_and_what_suits_the_flow(settings, tmp_path):
+    mini = layout(tmp_path / "models" / "mini", {"title": "mini", "languages": ["en"], "flow_steps": 2})
+    card = choose_weights(settings()).card
+    assert (mini / "card.json").is_file()
+    assert card.understands("en")
+    assert not card.understands("zh")
+    assert card.flow_steps == 2
+    assert WeightsCard().understands("zh")
+    assert WeightsCard().flow_steps == 10

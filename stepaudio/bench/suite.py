@@ -10,7 +10,7 @@ import datetime
 import platform
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ class Plan:
     """How much is measured. scaling: lengths of sounds for the encoder, which has the real size unless ``small``.
 
     layers: of the language model at full size; all 32 need 7 GB. batch: texts and takes side by side.
+    flow_steps: 0 for what suits the weights.
     """
 
     runs: int
@@ -53,7 +54,7 @@ FEW = 2
 """Runs of what takes many clones each."""
 
 QUICK = Plan(2, 2.0, 0.6, 2, (1.0, 2.0), 1, 2.0, small=True, batch=4)
-USUAL = Plan(5, 6.0, 4.0, 10, (1.0, 2.0, 5.0, 10.0, 20.0, 30.0), 3, 10.0)
+USUAL = Plan(5, 6.0, 4.0, 0, (1.0, 2.0, 5.0, 10.0, 20.0, 30.0), 3, 10.0)
 FULL_ON_GPU = Plan(5, 6.0, 10.0, 10, (1.0, 2.0, 5.0, 10.0, 20.0, 30.0), 3, 10.0)
 FULL_ON_CPU = Plan(1, 2.0, 0.6, 2, (10.0,), 1, 10.0, exported=False, layers=2, batch=4)
 """The real networks, but two layers of the language model, short sounds, two Euler steps and one run."""
@@ -110,6 +111,7 @@ def measure(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
             folder = Path(name)
             _tell("Preparing the weights.")
             weights = _weights(args, plan, settings, folder)
+            plan = replace(plan, flow_steps=plan.flow_steps or settings.flow_steps or weights.card.flow_steps)
             ours = settings.model_copy(
                 update={"weights": str(weights.path), "cache_dir": folder / "cache", "data_dir": folder / "data"}
             )

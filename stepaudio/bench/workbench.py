@@ -123,6 +123,7 @@ class Workbench:
             lm=self.plain_lm,  # type: ignore[arg-type]
             vocoder=self.plain_vocoder,
             limits=self.ours.limits,
+            flow_steps=self.ours.flow_steps,
             synchronize=self.runtime.synchronize,
         )
 

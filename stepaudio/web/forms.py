@@ -53,7 +53,7 @@ class Knobs:
         )
 
     def steps(self, settings: Settings) -> int:
-        return int(_number(self.flow_steps, settings.flow_steps, 1, 50, "number of flow steps"))
+        return int(_number(self.flow_steps, settings.flow_steps, 0, 50, "number of flow steps"))
 
     def longest(self, settings: Settings) -> float:
         return _number(self.max_seconds, settings.max_output_seconds, 0.12, 3600.0, "longest output")
