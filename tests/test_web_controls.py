@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -23,6 +24,7 @@ from stepaudio.text import passages
 from stepaudio.types import EncodingTimes, SpeechTokens, Stage, Synthesis, Task, Timings
 from stepaudio.variants import variants
 from stepaudio.voices import VoiceDraft
+from stepaudio.web.clone_tab import EXAMPLES
 from stepaudio.web.desk import file_of
 from stepaudio.web.parts import tag_bar
 from tests.conftest import voice
@@ -507,3 +509,13 @@ def test_tasks_that_the_weights_have_not_learnt_are_marked(studio, engine, monke
     table = spoken["tasks"]["value"]
     assert table.count("✓") == 2
     assert table.count("○") == len(TASKS) - 2
+
+
+def test_the_texts_to_begin_with_are_in_a_language_that_the_weights_understand(studio, monkeypatch):
+    def texts(language: str) -> list[str]:
+        shown = studio.fill(language=language).press("language", "input")["examples"]["value"]
+        return re.findall('data-text="([^"]+)"', shown)
+
+    assert texts("zh") == list(EXAMPLES["zh"])
+    monkeypatch.setattr("stepaudio.weights.WeightsCard.understands", lambda card, language: language == "en")
+    assert texts("zh") == texts("en") == list(EXAMPLES["en"])

@@ -13,13 +13,23 @@ from stepaudio.text import passages, speaking_seconds
 from stepaudio.web.desk import PRIVATE, Desk, error_update
 from stepaudio.web.forms import CloneForm, Knobs
 from stepaudio.web.handlers import CloneView, Outcome, attempt, run_clone
-from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, tag_bar
+from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, example_bar, tag_bar
 from stepaudio.web.sessions import Session, Take
 from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import Language, say
 from stepaudio.web.tables import run_summary
 
 PLAYER = '<div class="stepaudio-player" hidden><progress max="1"></progress><span></span></div>'  # see player.js
+
+EXAMPLES: dict[Language, tuple[str, ...]] = {
+    "en": (
+        "Good morning, and welcome to the show.",
+        "Could you tell me where the station is, please?",
+        "The first snow fell during the night, and by morning the whole valley was white and still.",
+    ),
+    "zh": ("早上好，欢迎收听今天的节目。", "夜里下了第一场雪，清晨的山谷一片洁白，十分安静。"),
+}
+"""Texts to begin with. Those of the page's language, or English ones where the weights have not learnt it."""
 
 
 class CloneTab:
@@ -33,6 +43,7 @@ class CloneTab:
                 self.picker = VoicePicker(desk)
                 self.text = on(gr.Textbox(lines=4, max_lines=12, elem_id="text"), label="text", placeholder="text_hint")
                 self.facts = gr.HTML(self._facts("", "en"), elem_id="text-facts")
+                self.examples = gr.HTML(self.examples_for("en"), elem_id="examples")
                 on(gr.HTML(elem_id="tags"), value=lambda language: tag_bar("#text", language))
                 self.note = gr.Markdown(visible=False, elem_id="tags-note", elem_classes="stepaudio-note")
                 with gr.Row():
@@ -128,6 +139,10 @@ class CloneTab:
             trigger_mode="always_last",
             **PRIVATE,
         )
+
+    def examples_for(self, language: Language) -> str:
+        """Return the bar of texts to begin with, in the page's language if the weights understand it."""
+        return example_bar("#text", EXAMPLES[language if self._desk.understands(language) else "en"], language)
 
     def note_for(self, language: Language) -> dict[str, Any]:
         """Return the update of the line below the tags: what these weights have not learnt."""

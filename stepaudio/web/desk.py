@@ -81,6 +81,11 @@ class Desk:
         engine = self.service.engine
         return engine is None or engine.weights.card.knows(task)
 
+    def understands(self, language: Language) -> bool:
+        """Return whether the weights have learnt a language; taken for granted until they are loaded."""
+        engine = self.service.engine
+        return engine is None or engine.weights.card.understands(language)
+
 
 def file_of(data: bytes, name: str) -> str:
     """Put a sound where the page's components may give it to the browser, and return its path."""

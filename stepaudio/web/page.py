@@ -111,7 +111,7 @@ class Page:
         """What is looked at all the time."""
         return [
             *(self.banner, *self.performance.live.values(), *self.model.live.values()),
-            *(self.clone.note, *self.clone.picker.offers, *self.edit.picker.offers),
+            *(self.clone.note, self.clone.examples, *self.clone.picker.offers, *self.edit.picker.offers),
         ]
 
     @property
@@ -180,6 +180,7 @@ class Page:
         now = [
             (self.banner, gr.update(value=banner, visible=bool(banner))),
             (self.clone.note, self.clone.note_for(language)),
+            (self.clone.examples, gr.update(value=self.clone.examples_for(language))),
             *((performance.live[name], value) for name, value in performance.values(session, stats, language).items()),
             *((model.live[name], value) for name, value in model.values(language).items()),
         ]

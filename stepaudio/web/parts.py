@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -156,7 +156,7 @@ class Advanced:
                     gr.Slider(1, most, most, step=1, elem_id=f"{prefix}max-seconds"), label="max_seconds"
                 )
                 self.flow_steps = on(
-                    gr.Slider(1, 50, settings.flow_steps, step=1, elem_id=f"{prefix}flow-steps"), label="flow_steps"
+                    gr.Slider(0, 50, settings.flow_steps, step=1, elem_id=f"{prefix}flow-steps"), label="flow_steps"
                 )
 
     @property
@@ -222,6 +222,19 @@ def tag_bar(target: str, language: Language) -> str:
         f"<span>{escape(say(language, 'tags'))}</span>{buttons(all_tags[:VISIBLE_TAGS])}"
         f"<details><summary>{escape(say(language, 'more_tags'))}</summary>{buttons(all_tags[VISIBLE_TAGS:])}</details>"
         "</div>"
+    )
+
+
+def example_bar(target: str, texts: Sequence[str], language: Language) -> str:
+    """Return texts to begin with as a bar of buttons: a click puts one into the field in place of what is there."""
+    title = say(language, "examples")
+    buttons = "".join(
+        f'<button type="button" data-text="{escape(text)}" title="{escape(text)}">{escape(text)}</button>'
+        for text in texts
+    )
+    return (
+        f'<div class="stepaudio-tags" data-target="{target}" role="group" aria-label="{escape(title)}">'
+        f"<span>{escape(title)}</span>{buttons}</div>"
     )
 
 

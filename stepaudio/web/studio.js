@@ -14,6 +14,16 @@
     field.focus();
   });
 
+  // Examples: a button with data-text puts it into the field, in place of what is there.
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("button[data-text]");
+    if (!button) return;
+    const field = document.querySelector(`${button.closest("[data-target]").dataset.target} textarea`);
+    field.value = button.dataset.text;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    field.focus();
+  });
+
   // A/B: both sounds run side by side from one start; only one of them is let through, at its matched level.
   let playing = null;
 
