@@ -24,7 +24,7 @@ SOUND_RATE = MEL.sampling_rate
 LOWEST, HIGHEST = 60.0, 500.0
 """Hz between which a pitch is looked for."""
 
-SETS = ("recordings", "kokoro", "heldout", "hibari")
+SETS = ("recordings", "kokoro", "presets", "heldout", "hibari")
 MOST_SHARDS = {"hibari": 20}
 """Of one voice a few hours are enough to learn sound from."""
 

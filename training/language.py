@@ -48,15 +48,15 @@ from training.trainer import Plan, best_weights, home, run
 
 log = logging.getLogger(__name__)
 
-HIDDEN, INTERMEDIATE, LAYERS, HEADS, GROUPS = 192, 512, 6, 6, 2
+HIDDEN, INTERMEDIATE, LAYERS, HEADS, GROUPS = 192, 448, 6, 6, 2
 MAX_LENGTH = 8192
 WEIGHTS_FILE = "model.safetensors"
-SETS = ("hibari", "kokoro", "recordings")
+SETS = ("hibari", "kokoro", "presets", "recordings")
 PROMPT_SECONDS = (1.5, 10.0)
 LONGEST_SECONDS = 14.0
 """Of a clip that is trained on. Shorter ones first (``--longest``): where a text has few places, its place is found."""
 
-BATCH_IDS, STEPS, LEARNING_RATE = 4000, 30_000, 1.2e-3
+BATCH_IDS, STEPS, LEARNING_RATE, TURNED = 4000, 30_000, 1.2e-3, 2e-3
 PHONE_SHARE = 0.5
 CENTRES = np.array([0.03, 0.09, 0.02, 0.06, 0.10])
 """Seconds from a group's beginning to the middle of what each of its ids stands for."""
@@ -238,7 +238,8 @@ def train(work: Path, folder: Path, steps: int, course: Course, first: Path | No
         steps=steps,
         batch=BATCH_IDS,
         rate=LEARNING_RATE,
-        warm_up=500,
+        turned=TURNED,
+        warm_up=300,
         weight_decay=0.05,
         clip=1.0,
         average=0.999,

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from stepaudio.vocoder.flow import Flow
+from stepaudio.vocoder.weights import FLOW_NAME, read_state
+from stepaudio.weights import COSYVOICE, EDITX
 from training.acoustic import MELS
 from training.codes import ROW_FRAMES, SETS, Spoken, read_spoken
 from training.command import begin
@@ -21,6 +23,7 @@ from training.flow import Voices
 from training.flow import load as load_flow
 from training.hift import MADE_FOLDER
 from training.shards import read_shard_records, save_array, shard_numbers, shard_paths
+from training.sizes import flow_config
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +65,13 @@ def make_shard(flow: Flow, work: Path, name: str, number: int, known: dict[str, 
     save_array(path, np.concatenate(found))
 
 
+def exported(weights: Path) -> Flow:
+    """Return the flow of a weights folder."""
+    flow = Flow(flow_config())
+    flow.load_state_dict(read_state(weights / EDITX / COSYVOICE / FLOW_NAME))
+    return flow.eval()
+
+
 def main() -> None:
     """Make the rows of some shards of every set; those of an earlier flow are to be removed first."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -69,9 +79,12 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--every", type=int, default=4, help="of the shards, one in so many")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument(
+        "--weights", type=Path, help="a weights folder whose flow is taken, not that of the last training"
+    )
     options = parser.parse_args()
     begin(options.work, "made", 1)
-    flow = load_flow(options.work / "flow")
+    flow = exported(options.weights) if options.weights else load_flow(options.work / "flow")
     for name in options.sets:
         known = {clip.record.name: clip for clip in read_spoken(options.work, name)}
         for number in shard_numbers(options.work / "codes" / name, "npy")[:: options.every]:
