@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -118,24 +120,37 @@ def test_a_dropped_or_repeated_stretch_is_told_from_single_errors() -> None:
 def test_clones_are_made_by_the_products_pipeline(
     tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    weights = Path(shutil.copytree(tiny_weights, tmp_path / "weights"))
+    (weights / "presets").mkdir()
+    soundfile.write(weights / "presets" / "ada.wav", voice(1.2).samples, 24000)
+    notes = {"name": "Ada", "transcript": "one two", "language": "en"}
+    (weights / "presets" / "ada.json").write_text(json.dumps(notes), encoding="utf-8")
+
     def clip(name: str) -> Clip:
         return Clip(name, name, voice(1.2, sample_rate=16000).samples, 16000, "en", "one two")
 
     class Panel:
-        def __init__(self, voices: list[evaluate.Voice], threads: int) -> None: ...
+        def __init__(self, voices: list[evaluate.Voice], threads: int) -> None:
+            self.know(voices)
+
+        def know(self, voices: list[evaluate.Voice]) -> None:
+            self.known = [voice.name for voice in voices]
 
         def hear(self, samples: np.ndarray, rate: int, voice: str, said: Clip, codes_of: str, seed: int) -> Heard:
-            scores = {name: {one: float(one == voice) for one in "ab"} for name in ("resemblyzer", "d-vector")}
-            return Heard(voice, codes_of, said.name, seed, 1, 5, said.text, 3.0, scores)
+            scores = {name: {one: float(one == voice) for one in self.known} for name in ("resemblyzer", "d-vector")}
+            return Heard(voice, codes_of, said.name, seed, 2 if voice == "Ada" else 1, 5, said.text, 3.0, scores)
 
     voices = [evaluate.Voice(name, clip(name), [], []) for name in "ab"]
     monkeypatch.setattr(evaluate_clone, "choose_voices", lambda speech, clips: voices)
     monkeypatch.setattr(evaluate_clone, "Panel", Panel)
     monkeypatch.setattr(judges, "words", str.split)
     monkeypatch.setattr(evaluate_clone, "draw", lambda *_: None)
-    report = evaluate_clone.clone(tiny_weights, tmp_path, tmp_path / "out", texts=1, seeds=1, work=None)
-    assert len(report["sounds"]) == 2
+    report = evaluate_clone.clone(weights, tmp_path, tmp_path / "out", texts=1, seeds=1, work=None)
+    assert len(report["sounds"]) == 3
     assert report["figures"]["word error rate"] == 0.2
+    assert report["figures"]["presets: word error rate"] == 0.4
+    assert not report["limits kept"]["presets: word error rate"]
+    assert list(report["voices"]) == ["a", "b", "Ada"]
     assert report["figures"]["ends by itself"] == 0.0  # tiny weights never end
     assert report["figures"]["nothing dropped or repeated"] == 1.0
     assert report["figures"]["RTF"] > 0

@@ -160,6 +160,10 @@ class Panel:
             "resemblyzer": judges.Resemblyzer().embed,
             "d-vector": judges.DVector().embed,
         }
+        self.know(voices)
+
+    def know(self, voices: list[Voice]) -> None:
+        """Tell voices from each other, these and no others."""
         self.known = {
             name: {voice.name: self._mean(ear, voice.enrolled) for voice in voices} for name, ear in self.ears.items()
         }
@@ -216,6 +220,7 @@ def verdicts(figures: dict[str, float], limits: Limits) -> dict[str, bool]:
     return {
         name: figures[name] <= limit if kind == "at most" else figures[name] >= limit
         for name, (limit, kind) in limits.items()
+        if name in figures
     }
 
 

@@ -1,13 +1,14 @@
 """Judge the whole of mini: ``python -m training.evaluate clone --weights models/mini --speech S --out O``.
 
-Unseen texts are spoken in unseen voices, through the product's pipeline. The judges say what is left of words, voice
-and quality; the pipeline says how it ended and what it took. With ``--work`` also the gate: the same texts in the
-teachers' own codes, which bounds what a language model can reach with this vocoder.
+Unseen texts are spoken in unseen voices, and in the preset ones, through the product's pipeline. The judges say what
+is left of words, voice and quality; the pipeline says how it ended and what it took. With ``--work`` also the gate:
+the same texts in the teachers' own codes, which bounds what a language model can reach with this vocoder.
 """
 
 from __future__ import annotations
 
 import difflib
+import io
 import logging
 import tempfile
 from dataclasses import asdict, dataclass
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from stepaudio import device
 from stepaudio.loading import Engine, load_engine
+from stepaudio.presets import PresetFolder
 from stepaudio.settings import Settings
 from stepaudio.types import Reference, SamplingParams, Waveform
 from stepaudio.weights import WeightsFolder, choose_weights, read_card
@@ -38,6 +41,8 @@ from training.evaluate import (
 from training.shards import Clip, read_clips
 from training.texts import held_out
 
+Pictures = list[tuple[str, Clip, np.ndarray]]
+
 log = logging.getLogger(__name__)
 
 GAP = 3
@@ -51,7 +56,9 @@ LIMITS = {
     "ends by itself": (0.95, "at least"),
     "nothing dropped or repeated": (0.9, "at least"),
     "RTF": (0.6, "at most"),
+    "presets: word error rate": (0.1, "at most"),
 }
+PRESET_FIGURES = ("word error rate", "quality", "ends by itself", "nothing dropped or repeated")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +103,35 @@ def gate(weights: Path, work: Path, panel: Panel) -> dict[str, float]:
     return found
 
 
+def preset_voices(weights: Path) -> list[Voice]:
+    """Return the preset voices of a weights folder; each is known by its own sound."""
+    folder, found = PresetFolder(weights), []
+    for one in folder.list():
+        preset, data = folder.load(one.id)
+        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+        prompt = Clip(preset.id, preset.name, samples, rate, preset.language, preset.transcript)
+        found.append(Voice(preset.name, prompt, [], [prompt]))
+    return found
+
+
+def speak(engine: Engine, panel: Panel, voices: list[Voice], texts: int, seeds: int) -> tuple[list[Cloned], Pictures]:
+    """Return what is said of ``texts`` held-out texts in each voice, and the first sound of each to be drawn."""
+    made: list[Cloned] = []
+    pictures: Pictures = []
+    known = held_out().texts
+    for place, voice in enumerate(voices):
+        for number in range(texts):
+            # In steps of 7 through the texts, which are sorted by length: every voice gets short and long ones.
+            text = known[7 * (place * texts + number) % len(known)]
+            for seed in range(1, seeds + 1):
+                one, samples = judged(engine, panel, voice, text, seed)
+                made.append(one)
+                if number == 0 and seed == 1:
+                    pictures.append((f"{voice.name}: {text[:60]}", voice.prompt, samples))
+        log.info("%s: %s", voice.name, summary([one.heard for one in made if one.heard.voice == voice.name]))
+    return made, pictures
+
+
 def clone(weights: Path, speech: Path, out: Path, texts: int, seeds: int, work: Path | None) -> dict[str, Any]:
     """Judge, write clone.json, .md and .png into ``out``, and return what the first of them holds."""
     with tempfile.TemporaryDirectory() as cache:
@@ -104,28 +140,29 @@ def clone(weights: Path, speech: Path, out: Path, texts: int, seeds: int, work: 
         device.apply(runtime)
         engine = load_engine(choose_weights(settings), settings, runtime)
         engine.pipeline.warm()
-        voices = choose_voices(speech, 1)
+        voices, presets = choose_voices(speech, 1), preset_voices(weights)
         panel = Panel(voices, runtime.threads)
-        made, pictures = [], []
-        for place, voice in enumerate(voices):
-            own = [held_out().texts[(place * texts + n) % len(held_out().texts)] for n in range(texts)]
-            for number, text in enumerate(own):
-                for seed in range(1, seeds + 1):
-                    one, samples = judged(engine, panel, voice, text, seed)
-                    made.append(one)
-                    if number == 0 and seed == 1:
-                        pictures.append((f"{voice.name}: {text[:60]}", voice.prompt, samples))
-            log.info("%s: %s", voice.name, summary([one.heard for one in made if one.heard.voice == voice.name]))
+        made, pictures = speak(engine, panel, voices, texts, seeds)
+        panel.know(presets)
+        spoken, _ = speak(engine, panel, presets, texts, seeds)
         engine.close()
     figures = figures_of(made)
+    if spoken:
+        of_presets = figures_of(spoken)
+        figures |= {f"presets: {name}": of_presets[name] for name in PRESET_FIGURES}
+    by_voice = {
+        voice.name: figures_of([one for one in group if one.heard.voice == voice.name])
+        for group, voices_of in ((made, voices), (spoken, presets))
+        for voice in voices_of
+    }
     report = conditions("clone", f"--texts {texts} --seeds {seeds}", runtime.threads) | {
         "figures": figures,
         "limits kept": verdicts(figures, LIMITS),
         "gate": gate(weights, work, panel) if work else {},
-        "voices": {voice.name: figures_of([one for one in made if one.heard.voice == voice.name]) for voice in voices},
-        "sounds": [asdict(one) for one in made],
+        "voices": by_voice,
+        "sounds": [asdict(one) for one in [*made, *spoken]],
     }
-    write(report, out, "clone", "Texts in held-out voices", LIMITS)
+    write(report, out, "clone", "Texts in held-out voices, and in the presets", LIMITS)
     draw(pictures, engine.encoder.mel, out / "clone.png")
     return report
 
