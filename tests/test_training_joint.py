@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from stepaudio.loading import load_encoder
 from stepaudio.types import Waveform
 from stepaudio.weights import WeightsFolder, read_card
 from training import codes, data, joint
+from training.align import Alignments
 from training.codes import Spoken
 from training.phones import IGNORED
 from training.shards import ClipRecord
@@ -92,3 +94,19 @@ def test_what_it_has_become_is_written_and_the_product_hears_its_codes(
     with torch.inference_mode():
         expected = model.tokenizer(padded, lengths)[0]
     assert float((torch.from_numpy(found.semantic[:45]) == expected[:45]).float().mean()) > 0.8
+
+
+def test_recordings_are_aligned_by_what_the_features_tell(
+    model: joint.Joint, clips: list[joint.Whole], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "joint").mkdir()
+    torch.save({"model": model.state_dict()}, tmp_path / "joint" / joint.CHECKPOINT)
+    monkeypatch.setattr(joint, "read_wholes", lambda work, name: iter(clips[:1]))
+    monkeypatch.setattr(joint, "WORST", -np.inf)
+    joint.align(tmp_path, MINI, "cpu")
+    record = clips[0].spoken.record
+    found = Alignments(tmp_path, "recordings").of(replace(record, bounds=()))
+    assert found.phones == record.phones
+    assert len(found.bounds) == len(record.phones) + 1
+    assert all(0 <= bound <= record.count for bound in found.bounds)
+    assert found.bounds[-1] > found.bounds[0]

@@ -13,10 +13,10 @@ from stepaudio.prompts import PromptBuilder, SpeechTokenizer, layout_of
 from stepaudio.tokens import interleave, rows
 from stepaudio.types import SpeechTokens
 from training import language
-from training.language import Partners, Said, Trainee, Writer, labels_of, loss_of, numbers_of, size_of
+from training.language import MOST_WORDS, Partners, Said, Trainee, Writer, labels_of, loss_of, numbers_of, size_of
 from training.phones import IGNORED, SILENCE, classes
 from training.shards import ClipRecord
-from training.tokenizer import TEMPLATE, write_tokenizer
+from training.tokenizer import SPACE, TEMPLATE, write_tokenizer
 
 SEMANTIC = 2000
 
@@ -34,7 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def said(speaker: str, groups: int, seed: int) -> Said:
     rng = np.random.default_rng(seed)
     tokens = interleave(rng.integers(0, 1024, 2 * groups), rng.integers(0, SEMANTIC, 3 * groups))
-    return Said(speaker, "Tami ronket.", tokens.numbers, rng.integers(0, 5, 5 * groups))
+    words = np.arange(5 * groups) * 2 // (5 * groups)
+    return Said(speaker, "Tami ronket.", tokens.numbers, rng.integers(0, 5, 5 * groups), words)
 
 
 def test_the_tokenizer_has_the_real_control_pieces_and_the_audio_pieces_in_order(folder: Path) -> None:
@@ -62,10 +63,20 @@ def test_rows_of_the_vocoder_become_numbers_again() -> None:
 def test_labels_tell_the_phoneme_in_the_middle_of_what_an_id_stands_for() -> None:
     h, vowel = classes("hɛ")
     record = ClipRecord("n", "s", 0, 48000, 24000, "en", "t", "hɛ", (0, 1200, 2880))  # 50 ms, 70 ms
-    assert labels_of(record, 0, 2).tolist() == [h, vowel, h, vowel, vowel, *[SILENCE] * 5]
-    later = labels_of(record, 640, 1)  # the codes begin 40 ms into the clip
+    labels, words = labels_of(record, "hɛ", 0, 2)
+    assert labels.tolist() == [h, vowel, h, vowel, vowel, *[SILENCE] * 5]
+    assert words.tolist() == [0, 0, 0, 0, 0, *[-1] * 5]
+    later, _ = labels_of(record, "hɛ", 640, 1)  # the codes begin 40 ms into the clip
     assert later.tolist() == [vowel, SILENCE, vowel, vowel, SILENCE]
-    assert set(labels_of(ClipRecord("n", "s", 0, 1, 16000, "en", "t", "hɛ", ()), 0, 2)) == {IGNORED}
+    labels, words = labels_of(ClipRecord("n", "s", 0, 1, 16000, "en", "t", "hɛ", ()), "hɛ", 0, 2)
+    assert set(labels) == {IGNORED}
+    assert set(words) == {-1}
+
+
+def test_words_are_what_spaces_divide_also_where_an_alignment_has_commas() -> None:
+    record = ClipRecord("n", "s", 0, 48000, 24000, "en", "t", "hɛ,h", (0, 1200, 2400, 4800, 7200))
+    _, words = labels_of(record, "hɛ h", 0, 3)
+    assert words.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, -1, 1, -1, -1]
 
 
 def test_a_sequence_is_the_products_prompt_and_its_answer(folder: Path) -> None:
@@ -78,6 +89,38 @@ def test_a_sequence_is_the_products_prompt_and_its_answer(folder: Path) -> None:
     assert row.ids[len(head) :].tolist() == [*vocabulary.ids(target.numbers), vocabulary.end]
     assert int(row.written.sum()) == 5 * (4 + 6) + 1
     np.testing.assert_array_equal(row.labels[row.labels != IGNORED], np.concatenate((prompt.labels, target.labels)))
+
+
+def test_every_id_of_a_text_has_the_number_of_its_word_and_what_is_spoken_has_the_same(folder: Path) -> None:
+    writer = Writer(folder)
+    prompt, target = said("s", 4, 1), said("s", 6, 2)
+    row = writer.row(prompt, target)
+    texts: dict[int, str] = {}
+    for number, word in zip(row.ids.tolist(), row.read.tolist(), strict=True):
+        if word >= 0:
+            texts[word] = texts.get(word, "") + writer.pieces[number].replace(SPACE, "")
+    assert texts == {0: "tami", 1: "ronket.", MOST_WORDS: "tami", MOST_WORDS + 1: "ronket."}
+    expected = [*prompt.words, *(target.words + MOST_WORDS)]
+    assert row.spoken[row.spoken >= 0].tolist() == expected
+    assert bool((row.spoken[:-1] >= 0)[row.written[:-1]].all())
+
+
+def test_a_head_that_looks_at_the_right_word_is_not_astray_and_one_that_looks_elsewhere_is(folder: Path) -> None:
+    torch.manual_seed(0)
+    writer = Writer(folder)
+    model = Trainee(size_of(writer.tokenizer.size))
+    row = writer.row(said("s", 20, 1), said("s", 20, 2))
+    ids, read, spoken = row.ids[None], row.read[None], row.spoken[None]
+    model(ids, row.written[None])
+    before = model.astray(read, spoken)
+    # One word that is everywhere takes all attention there is; where no word is known there is nothing to learn.
+    everywhere = torch.zeros_like(read)
+    assert float(model.astray(everywhere, torch.zeros_like(spoken)).detach()) == pytest.approx(0, abs=1e-5)
+    assert float(model.astray(read, torch.full_like(spoken, -1))) == 0
+    assert float(before) > 0.5
+    before.backward()
+    guided = [model.model.layers[layer].self_attn.q_proj.weight.grad for layer in language.GUIDED_LAYERS]
+    assert all(one is not None and one.any() for one in guided)
 
 
 def test_padding_changes_no_loss_and_the_loss_reaches_every_weight(folder: Path) -> None:

@@ -81,14 +81,16 @@ def best_path(scores: np.ndarray, optional: np.ndarray) -> np.ndarray:
     return path
 
 
-def aligned(scores: np.ndarray, phones: str) -> tuple[str, list[int], float]:
+def aligned(
+    scores: np.ndarray, phones: str, discount: float = SILENCE_DISCOUNT, pause_answers: int = PAUSE
+) -> tuple[str, list[int], float]:
     """Return phonemes, bounds in answers (one more than phonemes) and the mean log-probability of the best walk.
 
     scores: log-probabilities (T, CLASSES). A space at which the speaker paused comes back as a comma.
     """
     kinds, optional, places = states(phones)
     given = scores.copy()
-    given[:, SILENCE] -= SILENCE_DISCOUNT
+    given[:, SILENCE] -= discount
     path = best_path(given[:, kinds], optional)
     starts = np.searchsorted(path, np.arange(len(kinds)), side="left")
     ends = np.searchsorted(path, np.arange(len(kinds)), side="right")
@@ -97,11 +99,21 @@ def aligned(scores: np.ndarray, phones: str) -> tuple[str, list[int], float]:
     bounds, spelled = [first], ""
     for place, phone in enumerate(phones):
         start, end = of_character.get(place, (bounds[-1], bounds[-1]))
-        pause = phone == " " and end - start >= PAUSE
+        pause = phone == " " and end - start >= pause_answers
         spelled += "," if pause else phone
         bounds.append(max(bounds[-1], end))
     mean = float(scores[np.arange(len(path)), kinds[path]].mean())
     return spelled, bounds, mean
+
+
+def write(work: Path, records: list[ClipRecord]) -> None:
+    """Write what was found out about the recordings."""
+    path = work / "aligned" / "recordings.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    lines = [json.dumps({"name": one.name, "phones": one.phones, "bounds": one.bounds}) for one in records]
+    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    partial.replace(path)
 
 
 def with_bounds(example: Example, phones: str, bounds: list[int], answers: int) -> Example:
@@ -141,7 +153,7 @@ def main() -> None:
     options = parser.parse_args()
     begin(options.work, "align", options.threads)
     model = load(options.work / "linguistic")
-    lines, means = [], []
+    records, means = [], []
     for example in read_examples(options.work / "recordings", options.work / "banks" / "recordings"):
         if not usable(example, frozenset()) or example.frames > LONGEST:
             continue
@@ -150,14 +162,9 @@ def main() -> None:
         phones, bounds, mean = aligned(logits.log_softmax(-1).numpy(), example.record.phones)
         means.append(mean)
         if mean >= WORST:
-            record = with_bounds(example, phones, bounds, ANSWERS).record
-            lines.append(json.dumps({"name": record.name, "phones": phones, "bounds": record.bounds}))
-    path = options.work / "aligned" / "recordings.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    partial.replace(path)
-    log.info("%d of %d clips aligned, mean log-probability %.2f", len(lines), len(means), float(np.mean(means)))
+            records.append(with_bounds(example, phones, bounds, ANSWERS).record)
+    write(options.work, records)
+    log.info("%d of %d clips aligned, mean log-probability %.2f", len(records), len(means), float(np.mean(means)))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from training.shards import ClipRecord, read_samples, read_shard_records, save_a
 
 log = logging.getLogger(__name__)
 
-SETS = ("recordings", "kokoro", "presets", "hibari")
+SETS = ("recordings", "kokoro", "presets", "hibari", "disguised")
 ROW_FRAMES = 2
 """Mel frames of one row."""
 

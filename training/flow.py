@@ -34,7 +34,7 @@ from training.trainer import Plan, best_weights, home, run
 
 log = logging.getLogger(__name__)
 
-TIMES = {"recordings": 2, "kokoro": 2, "presets": 2, "hibari": 1}
+TIMES = {"recordings": 2, "kokoro": 2, "presets": 2, "hibari": 1, "disguised": 0}
 """How often a pass shows a clip."""
 
 HIBARI_CLIPS = 1000

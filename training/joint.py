@@ -1,4 +1,4 @@
-"""Train both code encoders and the flow together: ``python -m training.joint {train,export} --work W``.
+"""Train both code encoders and the flow together: ``python -m training.joint {align,train,export} --work W``.
 
 Apart, each encoder learned to tell phonemes through its own bottleneck, so the two streams of codes say much the same
 twice, and what both get wrong nobody hears: recordings of unknown voices came back with the wrong words, however long
@@ -12,7 +12,7 @@ import argparse
 import itertools
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,8 @@ from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from stepaudio.weights import COSYVOICE, EDITX, TOKENIZER
 from training import export, linguistic_export, semantic
 from training.acoustic import MELS
-from training.align import Alignments
+from training.align import WORST, Alignments, aligned
+from training.align import write as write_alignments
 from training.codes import ROW_FRAMES, Spoken, read_spoken
 from training.command import DEVICES, begin
 from training.data import RATE, read_examples
@@ -45,7 +46,7 @@ from training.trainer import Plan, best_weights, home, run
 log = logging.getLogger(__name__)
 
 SETS = ("recordings", "kokoro", "hibari")
-TOKENIZER_FILE = "speech_tokenizer_v1.onnx"
+TOKENIZER_FILE, CHECKPOINT = "speech_tokenizer_v1.onnx", "checkpoint.pt"
 SHORTEST, LONGEST = 36, 425
 """Rows of the clips that are trained on (1.4 to 17 s)."""
 
@@ -57,7 +58,7 @@ PHONE_SHARE, COMMITMENT_SHARE = 0.6, 0.01
 DISTURBED = 0.5
 """How often the encoders hear a clip as through another microphone, while the mel to be given back stays as it was."""
 
-FRAME_SECONDS = 0.02
+FRAME_SECONDS, PAUSE_FRAMES = 0.02, 5
 SEED = 9
 
 
@@ -208,6 +209,37 @@ def loss_of(model: Joint, batch: list[Whole], generator: torch.Generator) -> tor
     return loss + COMMITMENT_SHARE * model.frames.commitment
 
 
+@torch.inference_mode()
+def align(work: Path, weights: Path, device: str) -> None:
+    """Tell where the phonemes of the recordings lie, by what the flow's features tell of them (see training.align).
+
+    Without that the recordings teach their sound alone, and codes that lead to about the right sound still miss words.
+    """
+    model = begun(weights)
+    model.load_state_dict(best_weights(work / "joint" / CHECKPOINT))
+    model.to(device).eval()
+    records, means = [], []
+    for clip in read_wholes(work, "recordings"):
+        record = clip.spoken.record
+        if not (record.lang == "en" and record.phones):
+            continue
+        bank, mel = (torch.from_numpy(np.asarray(one, np.float32)).to(device) for one in (clip.bank, clip.whisper))
+        (rows,) = model.embedded([bank], [mel], [clip.groups])
+        with torch.autocast(rows.device.type, torch.bfloat16):
+            phones = model.reader(model.trainee.flow.encoder(rows[None]))[0]
+        scores = phones.float().log_softmax(-1).cpu().numpy()
+        try:
+            spelled, bounds, mean = aligned(scores, record.phones, discount=0.0, pause_answers=PAUSE_FRAMES)
+        except ValueError:  # said faster than can be: the text is another one
+            continue
+        means.append(mean)
+        if mean >= WORST:
+            samples = [round((one * FRAME_SECONDS * RATE + clip.spoken.offset) * record.rate / RATE) for one in bounds]
+            records.append(replace(record, phones=spelled, bounds=tuple(samples)))
+    write_alignments(work, records)
+    log.info("%d of %d clips aligned, mean log-probability %.2f", len(records), len(means), float(np.mean(means)))
+
+
 def exported_frames(folder: Path) -> Quantised:
     """Return encoder, statistics and centroids of an exported Step-Audio-Tokenizer."""
     inner = folder / linguistic_export.FUNASR_FOLDER
@@ -281,7 +313,7 @@ def train(work: Path, weights: Path, steps: int, device: str) -> None:
         steps=steps, batch=BATCH_ROWS, rate=LEARNING_RATE, turned=TURNED, weight_decay=0.01, average=0.999, seed=SEED
     )
     sizes = [len(clip.spoken.rows) for clip in clips]
-    run(model, clips, sizes, lambda batch, generator: loss_of(model, batch, generator), out / "checkpoint.pt", plan)
+    run(model, clips, sizes, lambda batch, generator: loss_of(model, batch, generator), out / CHECKPOINT, plan)
 
 
 def write(model: Joint, weights: Path) -> None:
@@ -303,7 +335,7 @@ def write(model: Joint, weights: Path) -> None:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("train", "export"))
+    parser.add_argument("part", choices=("align", "train", "export"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True, help="the weights folder to begin with, and to write to")
     parser.add_argument("--steps", type=int, default=STEPS)
@@ -313,9 +345,11 @@ def main() -> None:
     begin(options.work, f"joint-{options.part}", options.threads)
     if options.part == "train":
         train(options.work, options.weights, options.steps, options.device)
+    elif options.part == "align":
+        align(options.work, options.weights, options.device)
     else:
         model = begun(options.weights)
-        model.load_state_dict(best_weights(options.work / "joint" / "checkpoint.pt"))
+        model.load_state_dict(best_weights(options.work / "joint" / CHECKPOINT))
         write(model, options.weights)
 
 

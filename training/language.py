@@ -19,8 +19,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from sentencepiece import sentencepiece_model_pb2
 from torch import nn
 
+from stepaudio.llm.attention import score_bias
 from stepaudio.llm.network import Decoder, Dimensions
 from stepaudio.prompts import CURRENT_SPEAKER, TOKENIZER_FILE, PromptBuilder, SpeechTokenizer
 from stepaudio.tokens import (
@@ -39,11 +41,11 @@ from training.align import Alignments
 from training.codes import Coded, read_codes
 from training.command import DEVICES, begin
 from training.data import RATE
-from training.phones import CLASSES, IGNORED, frame_labels
+from training.phones import CLASSES, IGNORED, frame_labels, frame_words
 from training.semantic import LEVELS
 from training.shards import ClipRecord
 from training.texts import held_out, training_texts
-from training.tokenizer import write_tokenizer
+from training.tokenizer import SPACE, TEMPLATE, write_tokenizer
 from training.trainer import Plan, best_weights, home, run
 
 log = logging.getLogger(__name__)
@@ -51,13 +53,25 @@ log = logging.getLogger(__name__)
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, GROUPS = 192, 448, 6, 6, 2
 MAX_LENGTH = 8192
 WEIGHTS_FILE = "model.safetensors"
-SETS = ("hibari", "kokoro", "presets", "recordings")
+SETS = ("hibari", "disguised", "kokoro", "presets", "recordings")
 PROMPT_SECONDS = (1.5, 10.0)
 LONGEST_SECONDS = 14.0
 """Of a clip that is trained on. Shorter ones first (``--longest``): where a text has few places, its place is found."""
 
 BATCH_IDS, STEPS, LEARNING_RATE, TURNED = 4000, 30_000, 1.2e-3, 2e-3
-PHONE_SHARE = 0.5
+EVERY, TIMES = {"recordings": 3}, {"presets": 3}
+"""Of some sets only every so manieth clip is to be said, and some are shown more often than once a pass: the codes of
+recordings are far less clear than those of the teachers. All of them are prompts."""
+
+PHONE_SHARE, GUIDE_SHARE = 0.5, 0.5
+GUIDED_LAYERS, GUIDED_HEAD = (2, 4), 3
+"""Where a head is shown which word of the text it should look at: one that distance hardly hinders (see slopes)."""
+
+MOST_WORDS = 1000
+PROMPT_TEXT = (SPACE + TEMPLATE[2].replace(" ", SPACE), SPACE + TEMPLATE[3].replace(" ", SPACE))
+TARGET_TEXT = (SPACE + "human", "<|EOT|>")
+"""The pieces between which the texts stand."""
+
 CENTRES = np.array([0.03, 0.09, 0.02, 0.06, 0.10])
 """Seconds from a group's beginning to the middle of what each of its ids stands for."""
 
@@ -69,13 +83,14 @@ class Said:
     """A clip as the language model sees it.
 
     numbers: int64 (5 n,), the N of every ``<audio_N>``. labels: int64 (5 n,), the phoneme at each, IGNORED where
-    nobody knows.
+    nobody knows. words: int64 (5 n,), the number of the word at each, -1 where nobody knows.
     """
 
     speaker: str
     text: str
     numbers: np.ndarray
     labels: np.ndarray
+    words: np.ndarray
 
     @property
     def seconds(self) -> float:
@@ -85,11 +100,16 @@ class Said:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One sequence of training: ids, which are written by the model, and the phoneme labels of these."""
+    """One sequence of training: ids, which are written by the model, and the phoneme labels of these.
+
+    read: the number of its word at each id of a text, -1 elsewhere; spoken: at each id of its speech.
+    """
 
     ids: torch.Tensor
     written: torch.Tensor
     labels: torch.Tensor
+    read: torch.Tensor
+    spoken: torch.Tensor
 
 
 def numbers_of(rows: np.ndarray) -> np.ndarray:
@@ -99,13 +119,17 @@ def numbers_of(rows: np.ndarray) -> np.ndarray:
     return interleave(table[:, :LINGUISTIC_PER_GROUP, 0].ravel(), semantic).numbers
 
 
-def labels_of(record: ClipRecord, offset: int, groups: int) -> np.ndarray:
-    """Return the phoneme at every number of a clip whose codes begin ``offset`` samples (at 16 kHz) into it."""
+def labels_of(record: ClipRecord, spelled: str, offset: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return phoneme and word at every number of a clip whose codes begin ``offset`` samples (at 16 kHz) into it.
+
+    spelled: the phonemes with a space between any two words; an alignment has commas where the speaker paused.
+    """
     if not record.bounds:
-        return np.full(groups * GROUP, IGNORED, np.int64)
+        return np.full(groups * GROUP, IGNORED, np.int64), np.full(groups * GROUP, -1, np.int64)
     seconds = (np.arange(groups)[:, None] * GROUP_SECONDS + CENTRES).reshape(-1)
     bounds = np.asarray(record.bounds) * (RATE / record.rate)
-    return frame_labels(record.phones, bounds, seconds * RATE + offset)
+    centres = seconds * RATE + offset
+    return frame_labels(record.phones, bounds, centres), frame_words(spelled, bounds, centres)
 
 
 def read_said(work: Path, name: str) -> list[Said]:
@@ -113,8 +137,12 @@ def read_said(work: Path, name: str) -> list[Said]:
     known, found, verbalise = Alignments(work, name), [], verbaliser("en")
     for coded in read_codes(work, name):
         if _suits(coded):
-            labels = labels_of(known.of(coded.record), coded.offset, len(coded.rows) // ROWS_PER_GROUP)
-            found.append(Said(coded.record.speaker, verbalise(coded.record.text), numbers_of(coded.rows), labels))
+            record, spelled = known.of(coded.record), coded.record.phones
+            labels, words = labels_of(record, spelled, coded.offset, len(coded.rows) // ROWS_PER_GROUP)
+            text = verbalise(record.text)
+            if len(text.split()) != len(spelled.split(" ")):
+                words = np.full_like(words, -1)
+            found.append(Said(record.speaker, text, numbers_of(coded.rows), labels, words))
     return found
 
 
@@ -150,6 +178,8 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.tokenizer = SpeechTokenizer.load(folder / TOKENIZER_FILE)
         self.prompts = PromptBuilder.load(folder)
+        proto = sentencepiece_model_pb2.ModelProto.FromString((folder / TOKENIZER_FILE).read_bytes())
+        self.pieces = [piece.piece for piece in proto.pieces]
 
     def row(self, prompt: Said, target: Said) -> Row:
         """Return the sequence in which ``target`` is said in the voice of ``prompt``."""
@@ -158,11 +188,21 @@ class Writer:
         answer = [*vocabulary.ids(target.numbers).tolist(), vocabulary.end]
         ids = torch.tensor(before + answer)
         audio = (ids >= vocabulary.linguistic.start) & (ids < vocabulary.semantic.stop)
-        labels = torch.full((len(ids),), IGNORED)
+        labels, spoken, read = (torch.full((len(ids),), value) for value in (IGNORED, -1, -1))
         labels[audio] = torch.from_numpy(np.concatenate((prompt.labels, target.labels)))
+        # The target's words are numbered on from where no prompt's are.
+        words = prompt.words, np.where(target.words < 0, -1, target.words + MOST_WORDS)
+        spoken[audio] = torch.from_numpy(np.concatenate(words))
+        pieces = [self.pieces[number] for number in before]
+        for number, (head, tail) in enumerate((PROMPT_TEXT, TARGET_TEXT)):
+            start = pieces.index(head) + 1
+            stop = pieces.index(tail, start)
+            begins = np.cumsum([piece.startswith(SPACE) for piece in pieces[start:stop]]) - 1
+            if len(begins) and begins[-1] + 1 == len((prompt, target)[number].text.split()):
+                read[start:stop] = torch.from_numpy(begins) + number * MOST_WORDS
         written = audio.clone()
         written[-1] = True
-        return Row(ids, written, labels)
+        return Row(ids, written, labels, read, spoken)
 
 
 class Trainee(nn.Module):
@@ -177,10 +217,39 @@ class Trainee(nn.Module):
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Linear) else 0.5)
 
+        self.seen: dict[int, torch.Tensor] = {}
+        for layer in GUIDED_LAYERS:
+            attention = self.model.layers[layer].self_attn
+            attention.register_forward_pre_hook(lambda _, inputs, layer=layer: self.seen.update({layer: inputs[0]}))
+
     def forward(self, ids: torch.Tensor, written: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits (n, vocabulary) and phoneme logits (n, CLASSES) where the next id is ``written`` (B, T)."""
         states = self.model(ids[:, :-1])[written[:, 1:]]
         return self.lm_head(states), self.phone(states)
+
+    def astray(self, read: torch.Tensor, spoken: torch.Tensor) -> torch.Tensor:
+        """Return how little the guided heads looked at the word that they were writing, in the last forward().
+
+        read, spoken: int64 (B, T), see Row. The mean of -log of the share of attention that the word got.
+        """
+        read, spoken = read[:, :-1], spoken[:, 1:]
+        same = (spoken[:, :, None] == read[:, None]) & (spoken >= 0)[:, :, None]
+        known = same.any(-1)
+        losses = [one[known].mean() for one in (self._astray(layer, same) for layer in GUIDED_LAYERS)]
+        return torch.stack(losses).mean() if known.any() else same.new_zeros((), dtype=torch.float32)
+
+    def _astray(self, layer: int, same: torch.Tensor) -> torch.Tensor:
+        attention, x = self.model.layers[layer].self_attn, self.seen[layer]
+        head = slice(GUIDED_HEAD * attention.head_size, (GUIDED_HEAD + 1) * attention.head_size)
+        group = GUIDED_HEAD // (attention.heads // attention.groups)
+        of_group = slice(group * attention.head_size, (group + 1) * attention.head_size)
+        query = F.linear(x, attention.q_proj.weight[head])
+        key = F.linear(x, attention.k_proj.weight[of_group])
+        places = torch.arange(x.shape[1], device=x.device)
+        bias = score_bias(self.model.slopes()[GUIDED_HEAD : GUIDED_HEAD + 1], places, x.shape[1])
+        scores = (query @ key.transpose(1, 2)).float() * attention.head_size**-0.5 + bias
+        hit = scores.masked_fill(~same, float("-inf")).logsumexp(-1)
+        return scores.logsumexp(-1) - hit
 
 
 def size_of(vocabulary: int) -> Dimensions:
@@ -194,10 +263,17 @@ def loss_of(model: Trainee, rows: list[Row]) -> torch.Tensor:
     written = nn.utils.rnn.pad_sequence([row.written for row in rows], batch_first=True)
     labels = nn.utils.rnn.pad_sequence([row.labels for row in rows], batch_first=True, padding_value=IGNORED)
     ids, written, labels = (one.to(home(model)) for one in (ids, written, labels))
+    read, spoken = (
+        nn.utils.rnn.pad_sequence([getattr(row, name) for row in rows], batch_first=True, padding_value=-1).to(
+            ids.device
+        )
+        for name in ("read", "spoken")
+    )
     with torch.autocast(ids.device.type, torch.bfloat16):
         logits, phones = model(ids, written)
+        astray = model.astray(read, spoken)
     chosen = written[:, 1:]
-    loss = F.cross_entropy(logits.float(), ids[:, 1:][chosen])
+    loss = F.cross_entropy(logits.float(), ids[:, 1:][chosen]) + GUIDE_SHARE * astray
     known = labels[:, 1:][chosen]
     if (known != IGNORED).any():
         loss = loss + PHONE_SHARE * F.cross_entropy(phones.float(), known, ignore_index=IGNORED)
@@ -218,8 +294,10 @@ def train(work: Path, folder: Path, steps: int, course: Course, first: Path | No
 
     first: a folder with exported weights of the same tokenizer, to begin with where there is no checkpoint.
     """
-    clips = [clip for name in course.sets for clip in read_said(work, name)]
-    partners, writer = Partners(clips, course.longest_prompt), Writer(folder)
+    said = {name: list(read_said(work, name)) for name in course.sets}
+    partners = Partners([clip for clips in said.values() for clip in clips], course.longest_prompt)
+    writer = Writer(folder)
+    clips = [clip for name, clips in said.items() for clip in clips[:: EVERY.get(name, 1)] * TIMES.get(name, 1)]
     clips = [clip for clip in clips if partners.has(clip) and clip.seconds <= course.longest]
     log.info("%d clips, %.1f h", len(clips), sum(clip.seconds for clip in clips) / 3600)
     out = work / "language"

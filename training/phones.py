@@ -50,6 +50,17 @@ def frame_labels(phones: str, bounds: Sequence[float], centres: np.ndarray) -> n
     return labels[np.searchsorted(np.asarray(bounds), centres, side="right")]
 
 
+def frame_words(phones: str, bounds: Sequence[float], centres: np.ndarray) -> np.ndarray:
+    """Return the number of the word, int64 (n,), that is spoken at each time of ``centres``; -1 outside of all.
+
+    Words are what spaces divide; a space belongs to the word after it. bounds as in frame_labels.
+    """
+    if not phones:
+        return np.full(len(centres), -1, np.int64)
+    numbers = np.cumsum([phone == " " for phone in phones])
+    return np.concatenate(([-1], numbers, [-1]))[np.searchsorted(np.asarray(bounds), centres, side="right")]
+
+
 def collapsed(best: Sequence[int]) -> list[int]:
     """Return the classes that a row of frame decisions stands for: repetitions merged, silence dropped (CTC)."""
     return [int(one) for place, one in enumerate(best) if one != SILENCE and (place == 0 or one != best[place - 1])]
