@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from stepaudio.bench.folders import MINI, SEED, TINY, llm_sizes, real_size, vocoder_yaml, write_folder
+from stepaudio.bench.folders import MINI, SEED, TINY, real_size, vocoder_yaml, write_folder
 from stepaudio.bench.stand_ins import S3Size, write_s3_of
 from stepaudio.encoder.s3 import SemanticEncoder
 from stepaudio.tiny.encoder import paraformer_config
@@ -61,9 +61,8 @@ def test_minis_sizes_are_those_of_the_folder(tmp_path):
     (config,) = (MINI_FOLDER / "Step-Audio-Tokenizer").glob("**/config.yaml")
     encoder = yaml.safe_load(config.read_text())["encoder_conf"]
     assert paraformer_config(**MINI.paraformer)["encoder_conf"] == encoder
-    language = (ROOT / "training" / "language.py").read_text(encoding="utf-8")
-    assert "HIDDEN, INTERMEDIATE, LAYERS, HEADS, GROUPS = 192, 512, 6, 6, 2" in language
-    assert MINI.llm == llm_sizes(192, 512, 6, 2, 6)
+    language = json.loads((MINI_FOLDER / "Step-Audio-EditX" / "config.json").read_text(encoding="utf-8"))
+    assert {name: language[name] for name in MINI.llm} == MINI.llm
 
 
 def Loader():

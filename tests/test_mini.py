@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+import soundfile
 import torch
 
 from stepaudio import device
 from stepaudio.encoder import funasr_folder
-from stepaudio.loading import S3_ONNX, load_encoder
+from stepaudio.loading import S3_ONNX, load_encoder, load_engine
+from stepaudio.presets import PresetFolder
+from stepaudio.settings import Settings
+from stepaudio.text import speaking_seconds
 from stepaudio.tokens import interleave
+from stepaudio.types import Reference, SamplingParams, Waveform
 from stepaudio.vocoder.vocoder import load_vocoder
-from stepaudio.weights import WeightsFolder, read_card
+from stepaudio.weights import WeightsFolder, choose_weights, read_card
 
 from .conftest import voice
 
@@ -77,3 +83,31 @@ def test_codes_become_sound_that_is_as_long_and_neither_silent_nor_clipped(weigh
     assert len(sound) == tokens.groups * 2880
     assert 0.01 < float(np.sqrt(np.mean(sound**2))) < 0.5
     assert float(np.abs(sound).max()) < 0.99
+
+
+def preset_voices() -> list[Reference]:
+    folder = PresetFolder(MINI)
+    loaded = (folder.load(one.id) for one in folder.list())
+    return [
+        Reference(Waveform(*soundfile.read(io.BytesIO(data), dtype="float32")), preset.transcript)
+        for preset, data in loaded
+    ]
+
+
+def test_it_brings_four_preset_voices_or_more_of_a_few_seconds() -> None:
+    voices = preset_voices()
+    assert len(voices) >= 4
+    assert all(2.0 < voice.waveform.seconds < 10.0 and len(voice.text.split()) > 5 for voice in voices)
+
+
+def test_a_preset_speaks_and_ends_by_itself(tmp_path: Path) -> None:
+    settings = Settings(models_dir=MINI.parent, cache_dir=tmp_path, device="cpu")
+    engine = load_engine(choose_weights(settings), settings, device.choose("cpu"))
+    assert engine.weights.path == MINI
+    text = "The train leaves in the morning, and we will be home before night."
+    made = [engine.pipeline.clone(preset_voices()[0], text, SamplingParams(seed=seed)) for seed in range(3)]
+    engine.close()
+    assert sum(one.stopped == "end" for one in made) >= 2
+    for one in made:
+        assert 0.5 < one.waveform.seconds / speaking_seconds(text) < 2
+        assert 0.01 < float(np.sqrt(np.mean(one.waveform.samples**2))) < 0.5

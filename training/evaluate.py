@@ -97,7 +97,7 @@ class Bench:
         runtime = device.choose("cpu")
         self.encoder: ReferenceEncoder = load_encoder(weights, runtime)
         self.vocoder: Vocoder = load_vocoder(weights.cosyvoice, runtime.device)
-        self.threads = runtime.threads
+        self.threads, self.steps = runtime.threads, weights.card.flow_steps
         self.encoded: dict[str, tuple[EncodedReference, float]] = {}
         self.spent: list[tuple[float, float]] = []
 
@@ -119,6 +119,7 @@ class Bench:
                 voice.mel,
                 voice.speaker,
                 seed=seed,
+                steps=self.steps,
             )
             sound = self.vocoder.sound(mel, seed=seed)
         self.spent.append((time.perf_counter() - begun, sound.seconds))

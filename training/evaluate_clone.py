@@ -45,6 +45,9 @@ Pictures = list[tuple[str, Clip, np.ndarray]]
 
 log = logging.getLogger(__name__)
 
+DRAWN = 6
+"""Of how many voices the mel is drawn, reference above and clone below."""
+
 GAP = 3
 """Words in a row that are missing or too many: a sentence, or a part of one, was dropped or repeated."""
 
@@ -163,7 +166,7 @@ def clone(weights: Path, speech: Path, out: Path, texts: int, seeds: int, work: 
         "sounds": [asdict(one) for one in [*made, *spoken]],
     }
     write(report, out, "clone", "Texts in held-out voices, and in the presets", LIMITS)
-    draw(pictures, engine.encoder.mel, out / "clone.png")
+    draw(pictures[:DRAWN], engine.encoder.mel, out / "clone.png")
     return report
 
 

@@ -67,6 +67,10 @@ PHONE_SHARE, GUIDE_SHARE = 0.5, 0.5
 GUIDED_LAYERS, GUIDED_HEAD = (2, 4), 3
 """Where a head is shown which word of the text it should look at: one that distance hardly hinders (see slopes)."""
 
+SHARPENED = 0.7 / 0.3
+"""What the exported head is multiplied by: at the product's usual temperature of 0.7 mini draws as it does at 0.3, and
+more of its words come out right."""
+
 MOST_WORDS = 1000
 PROMPT_TEXT = (SPACE + TEMPLATE[2].replace(" ", SPACE), SPACE + TEMPLATE[3].replace(" ", SPACE))
 TARGET_TEXT = (SPACE + "human", "<|EOT|>")
@@ -350,6 +354,7 @@ def export(work: Path, folder: Path) -> None:
         name: value.half().contiguous() for name, value in best_weights(work / "language" / "checkpoint.pt").items()
     }
     state = {name: value for name, value in state.items() if not name.startswith("phone.")}
+    state["lm_head.weight"] *= SHARPENED
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 

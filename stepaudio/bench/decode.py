@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LINGUISTIC, SEMANTIC, TEXT = 1024, 2000, 976
 SIZES = {
-    "mini": {"hidden": 192, "intermediate": 512, "layers": 6, "heads": 6, "groups": 2},
+    "mini": {"hidden": 192, "intermediate": 448, "layers": 6, "heads": 6, "groups": 2},
     "middle": {"hidden": 1024, "intermediate": 2816, "layers": 12, "heads": 16, "groups": 4},
     "small": {"hidden": 32, "intermediate": 32, "layers": 1, "heads": 2, "groups": 1},
 }

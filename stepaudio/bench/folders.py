@@ -58,7 +58,7 @@ TINY = FolderSize("tiny")
 
 MINI = FolderSize(
     "mini",
-    llm=llm_sizes(192, 512, 6, 2, 6),
+    llm=llm_sizes(192, 448, 6, 2, 6),
     paraformer={"size": 192, "heads": 4, "linear_units": 640, "blocks": 5},
     vocoder={
         "flow": {"input_size": "192"},
