@@ -311,6 +311,7 @@ def train(work: Path, folder: Path, steps: int, course: Course, first: Path | No
     log.info("%.2f M parameters", sum(one.numel() for one in model.parameters()) / 1e6)
     if first is not None:
         model.load_state_dict(load_file(first / WEIGHTS_FILE), strict=False)  # it holds no layer for phonemes
+        model.lm_head.weight.data /= SHARPENED
     model.to(device)
 
     def loss(batch: list[Said], generator: torch.Generator) -> torch.Tensor:
