@@ -117,7 +117,7 @@ def test_a_head_that_looks_at_the_right_word_is_not_astray_and_one_that_looks_el
     everywhere = torch.zeros_like(read)
     assert float(model.astray(everywhere, torch.zeros_like(spoken)).detach()) == pytest.approx(0, abs=1e-5)
     assert float(model.astray(read, torch.full_like(spoken, -1))) == 0
-    assert float(before) > 0.5
+    assert float(before.detach()) > 0.5
     before.backward()
     guided = [model.model.layers[layer].self_attn.q_proj.weight.grad for layer in language.GUIDED_LAYERS]
     assert all(one is not None and one.any() for one in guided)

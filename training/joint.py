@@ -234,8 +234,10 @@ def align(work: Path, weights: Path, device: str) -> None:
             continue
         means.append(mean)
         if mean >= WORST:
-            samples = [round((one * FRAME_SECONDS * RATE + clip.spoken.offset) * record.rate / RATE) for one in bounds]
-            records.append(replace(record, phones=spelled, bounds=tuple(samples)))
+            at_16k = (one * FRAME_SECONDS * RATE + clip.spoken.offset for one in bounds)
+            # Codes may begin before the clip and end after it.
+            samples = tuple(min(max(round(one * record.rate / RATE), 0), record.count) for one in at_16k)
+            records.append(replace(record, phones=spelled, bounds=samples))
     write_alignments(work, records)
     log.info("%d of %d clips aligned, mean log-probability %.2f", len(records), len(means), float(np.mean(means)))
 
