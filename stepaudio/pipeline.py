@@ -79,15 +79,19 @@ class Pipeline:
         self._prompts = prompts
         self._lm = lm
         self._vocoder = vocoder
-        self._speaker = Speaker(lm, vocoder, rows=limits.decode_rows)
+        self._speaker = Speaker(lm, vocoder, rows=limits.decode_rows, flow_steps=flow_steps)
         self.limits = limits
-        self.flow_steps = flow_steps
         self._verbalise = verbalise
         self._synchronize = synchronize
 
     def timer(self) -> StageTimer:
         """Return a timer that waits for this pipeline's device at each edge."""
         return StageTimer(self._synchronize)
+
+    @property
+    def flow_steps(self) -> int:
+        """Return the Euler steps of the flow where a request asks for none in particular."""
+        return self._speaker.flow_steps
 
     @torch.inference_mode()
     def clone(
@@ -112,7 +116,7 @@ class Pipeline:
         """
         timer = timer or self.timer()
         (order,) = self._prepare(reference, [text], sampling, max_seconds, timer, progress)
-        (made,) = self._speaker.carry_out([order], flow_steps or self.flow_steps, timer, progress, should_stop)
+        (made,) = self._speaker.carry_out([order], flow_steps, timer, progress, should_stop)
         return made
 
     @torch.inference_mode()
@@ -140,7 +144,7 @@ class Pipeline:
         timer = timer or self.timer()
         (order,) = self._prepare(reference, [text], sampling, max_seconds, timer, progress)
         orders = [replace(order, seed=(order.seed + number) % (MAX_SEED + 1)) for number in range(count)]
-        return self._speaker.carry_out(orders, flow_steps or self.flow_steps, timer, progress, should_stop)
+        return self._speaker.carry_out(orders, flow_steps, timer, progress, should_stop)
 
     @torch.inference_mode()
     def clone_many(
@@ -163,7 +167,7 @@ class Pipeline:
         """
         timer = timer or self.timer()
         orders = self._prepare(reference, texts, sampling, max_seconds, timer, progress)
-        return self._speaker.carry_out(orders, flow_steps or self.flow_steps, timer, progress, should_stop)
+        return self._speaker.carry_out(orders, flow_steps, timer, progress, should_stop)
 
     @torch.inference_mode()
     def edit(
@@ -218,7 +222,7 @@ class Pipeline:
                     seed,
                     most,
                 )
-                (made,) = self._speaker.carry_out([order], flow_steps or self.flow_steps, timer, progress, should_stop)
+                (made,) = self._speaker.carry_out([order], flow_steps, timer, progress, should_stop)
             done.append(made)
             sound, transcript = made.waveform, made.transcript
             if number < passes and sound.seconds < MIN_PASS_SECONDS:
@@ -252,7 +256,7 @@ class Pipeline:
         timer = timer or self.timer()
         (order,) = self._prepare(reference, [text], sampling, max_seconds, timer, progress)
 
-        return self._speaker.stream(order, flow_steps or self.flow_steps, timer, progress, should_stop)
+        return self._speaker.stream(order, flow_steps, timer, progress, should_stop)
 
     def warm(self) -> None:
         """Run every part once on synthetic sound, so that the first request is as fast as the next."""

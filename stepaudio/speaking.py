@@ -24,12 +24,16 @@ LLM, FLOW, VOCODER = "LLM", "Flow", "Vocoder"
 
 
 class Speaker:
-    """The language model and the vocoder; ``rows``: how many passages are decoded side by side."""
+    """The language model and the vocoder; ``rows``: how many passages are decoded side by side.
 
-    def __init__(self, lm: SpeechLM, vocoder: Vocoder, *, rows: int) -> None:
+    flow_steps: the Euler steps of the flow where 0 are asked for.
+    """
+
+    def __init__(self, lm: SpeechLM, vocoder: Vocoder, *, rows: int, flow_steps: int) -> None:
         self._lm = lm
         self._vocoder = vocoder
         self._rows = rows
+        self.flow_steps = flow_steps
 
     def carry_out(
         self, orders: Sequence[Order], flow_steps: int, timer: StageTimer, progress: Progress, should_stop: ShouldStop
@@ -41,7 +45,7 @@ class Speaker:
         progress(LLM, 0.0)
         with timer.stage(LLM) as stage:
             answers, stage.note = self._write(orders, progress, should_stop)
-        waveforms = self._speak(orders, answers, flow_steps, timer, progress, should_stop)
+        waveforms = self._speak(orders, answers, flow_steps or self.flow_steps, timer, progress, should_stop)
         return [
             synthesis(order, answer, waveform, timer)
             for order, answer, waveform in zip(orders, answers, waveforms, strict=True)
@@ -51,6 +55,7 @@ class Speaker:
         self, order: Order, flow_steps: int, timer: StageTimer, progress: Progress, should_stop: ShouldStop
     ) -> SpeechStream:
         """Return the result of one order in pieces, made while the language model writes."""
+        flow_steps = flow_steps or self.flow_steps
         answers: list[Generation] = []
 
         def write(numbers: NumberQueue, closed: ShouldStop) -> None:

@@ -129,7 +129,7 @@ def test_no_number_of_steps_in_particular_is_that_of_the_weights(pipeline, refer
         return made.timings.find("Flow").note
 
     assert steps(0) == "10 steps"
-    pipeline.flow_steps = 3
+    pipeline._speaker.flow_steps = 3
     assert steps(0) == "3 steps"
     assert steps(2) == "2 steps"
 

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -379,7 +380,9 @@ def test_whoever_found_the_line_full_comes_before_those_who_were_just_served():
         assert queue.submit(lambda job: 7, client="ada").result(30) == 7
 
 
-def test_whoever_has_no_name_takes_any_place_that_is_free():
+@contextmanager
+def one_place_free_after_bob_was_turned_away() -> Iterator[tuple[JobQueue, threading.Event]]:
+    """A queue in which ada's jobs are, and the event that ends the last two of them."""
     hold, release = threading.Event(), threading.Event()
     with JobQueue(limit=2) as queue:
         first = queue.submit(lambda job: hold.wait(30), client="ada")
@@ -390,6 +393,11 @@ def test_whoever_has_no_name_takes_any_place_that_is_free():
             queue.submit(lambda job: None, client="bob")
         hold.set()
         assert within(30, lambda: queue.waiting == 1)
+        yield queue, release
+
+
+def test_whoever_has_no_name_takes_any_place_that_is_free():
+    with one_place_free_after_bob_was_turned_away() as (queue, release):
         last = queue.submit(lambda job: 7)
         release.set()
         assert last.result(30) == 7
@@ -397,16 +405,7 @@ def test_whoever_has_no_name_takes_any_place_that_is_free():
 
 def test_the_place_of_one_who_does_not_come_back_is_given_away(monkeypatch):
     monkeypatch.setattr("stepaudio.queue.BACK_TURNS", 0)
-    hold, release = threading.Event(), threading.Event()
-    with JobQueue(limit=2) as queue:
-        first = queue.submit(lambda job: hold.wait(30), client="ada")
-        assert within(30, lambda: first.state == "running")
-        for _ in range(2):
-            queue.submit(lambda job: release.wait(30), client="ada")
-        with pytest.raises(Busy):
-            queue.submit(lambda job: None, client="bob")
-        hold.set()
-        assert within(30, lambda: queue.waiting == 1)
+    with one_place_free_after_bob_was_turned_away() as (queue, release):
         last = queue.submit(lambda job: 7, client="ada")
         release.set()
         assert last.result(30) == 7

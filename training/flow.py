@@ -26,7 +26,7 @@ from stepaudio.vocoder.dit import BLOCK_ROWS, FINAL_ROWS, NORM_EPS, Block, DiT
 from stepaudio.vocoder.flow import Flow
 from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from training.acoustic import MELS
-from training.codes import ROW_FRAMES, SETS, Spoken, read_spoken
+from training.codes import ROW_FRAMES, Spoken, read_spoken
 from training.command import DEVICES, begin
 from training.sizes import flow_config
 from training.texts import held_out
@@ -34,7 +34,7 @@ from training.trainer import Plan, best_weights, home, run
 
 log = logging.getLogger(__name__)
 
-TIMES = {"recordings": 2, "kokoro": 2, "presets": 2, "hibari": 1, "disguised": 0}
+TIMES = {"recordings": 2, "kokoro": 2, "presets": 2, "hibari": 1}
 """How often a pass shows a clip."""
 
 HIBARI_CLIPS = 1000
@@ -208,7 +208,7 @@ def loss_of(
 def training_clips(work: Path) -> list[Spoken]:
     """Return the clips of every set, as often as a pass shows them; none of a held-out speaker."""
     found = []
-    for name in SETS:
+    for name in TIMES:
         clips = [one for one in read_spoken(work, name) if len(one.rows) >= SHORTEST]
         if name == "hibari":
             clips = clips[:HIBARI_CLIPS]

@@ -239,8 +239,9 @@ class Trainee(nn.Module):
         read, spoken = read[:, :-1], spoken[:, 1:]
         same = (spoken[:, :, None] == read[:, None]) & (spoken >= 0)[:, :, None]
         known = same.any(-1)
-        losses = [one[known].mean() for one in (self._astray(layer, same) for layer in GUIDED_LAYERS)]
-        return torch.stack(losses).mean() if known.any() else same.new_zeros((), dtype=torch.float32)
+        if not known.any():
+            return same.new_zeros((), dtype=torch.float32)
+        return torch.stack([self._astray(layer, same)[known].mean() for layer in GUIDED_LAYERS]).mean()
 
     def _astray(self, layer: int, same: torch.Tensor) -> torch.Tensor:
         attention, x = self.model.layers[layer].self_attn, self.seen[layer]
@@ -263,16 +264,13 @@ def size_of(vocabulary: int) -> Dimensions:
 
 def loss_of(model: Trainee, rows: list[Row]) -> torch.Tensor:
     """Return the cross-entropy of the written ids, and that of their phonemes beside it."""
-    ids = nn.utils.rnn.pad_sequence([row.ids for row in rows], batch_first=True)
-    written = nn.utils.rnn.pad_sequence([row.written for row in rows], batch_first=True)
-    labels = nn.utils.rnn.pad_sequence([row.labels for row in rows], batch_first=True, padding_value=IGNORED)
-    ids, written, labels = (one.to(home(model)) for one in (ids, written, labels))
-    read, spoken = (
-        nn.utils.rnn.pad_sequence([getattr(row, name) for row in rows], batch_first=True, padding_value=-1).to(
-            ids.device
-        )
-        for name in ("read", "spoken")
-    )
+
+    def padded(name: str, value: float) -> torch.Tensor:
+        parts = [getattr(row, name) for row in rows]
+        return nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=value).to(home(model))
+
+    ids, written, labels = padded("ids", 0), padded("written", False), padded("labels", IGNORED)
+    read, spoken = padded("read", -1), padded("spoken", -1)
     with torch.autocast(ids.device.type, torch.bfloat16):
         logits, phones = model(ids, written)
         astray = model.astray(read, spoken)

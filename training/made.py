@@ -17,9 +17,9 @@ from stepaudio.vocoder.flow import Flow
 from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from stepaudio.weights import COSYVOICE, EDITX
 from training.acoustic import MELS
-from training.codes import ROW_FRAMES, SETS, Spoken, read_spoken
+from training.codes import ROW_FRAMES, Spoken, read_spoken
 from training.command import begin
-from training.flow import Voices
+from training.flow import TIMES, Voices
 from training.flow import load as load_flow
 from training.hift import MADE_FOLDER
 from training.shards import read_shard_records, save_array, shard_numbers, shard_paths
@@ -76,7 +76,7 @@ def main() -> None:
     """Make the rows of some shards of every set; those of an earlier flow are to be removed first."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    parser.add_argument("--sets", nargs="+", choices=tuple(TIMES), default=tuple(TIMES))
     parser.add_argument("--every", type=int, default=4, help="of the shards, one in so many")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument(

@@ -111,11 +111,11 @@ def measure(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
             folder = Path(name)
             _tell("Preparing the weights.")
             weights = _weights(args, plan, settings, folder)
-            plan = replace(plan, flow_steps=plan.flow_steps or settings.flow_steps or weights.card.flow_steps)
             ours = settings.model_copy(
                 update={"weights": str(weights.path), "cache_dir": folder / "cache", "data_dir": folder / "data"}
             )
             with Workbench(weights, ours, runtime, folder) as bench:
+                plan = replace(plan, flow_steps=plan.flow_steps or bench.ours.flow_steps)
                 case = Case(plan.reference_seconds, plan.sound_seconds, plan.flow_steps)
                 conditions = _conditions(args, plan, bench, runtime)
                 results = _measure_all(bench, case, plan, runtime)

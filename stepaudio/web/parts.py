@@ -217,24 +217,23 @@ def tag_bar(target: str, language: Language) -> str:
         )
 
     all_tags = tasks.PARALINGUISTIC_TAGS
-    return (
-        f'<div class="stepaudio-tags" data-target="{target}" role="group" aria-label="{escape(say(language, "tags"))}">'
-        f"<span>{escape(say(language, 'tags'))}</span>{buttons(all_tags[:VISIBLE_TAGS])}"
+    more = (
         f"<details><summary>{escape(say(language, 'more_tags'))}</summary>{buttons(all_tags[VISIBLE_TAGS:])}</details>"
-        "</div>"
     )
+    return _bar(target, say(language, "tags"), buttons(all_tags[:VISIBLE_TAGS]) + more)
 
 
 def example_bar(target: str, texts: Sequence[str], language: Language) -> str:
     """Return texts to begin with as a bar of buttons: a click puts one into the field in place of what is there."""
-    title = say(language, "examples")
-    buttons = "".join(
-        f'<button type="button" data-text="{escape(text)}" title="{escape(text)}">{escape(text)}</button>'
-        for text in texts
-    )
+    buttons = "".join(f'<button type="button" data-text="{escape(text)}">{escape(text)}</button>' for text in texts)
+    return _bar(target, say(language, "examples"), buttons)
+
+
+def _bar(target: str, title: str, content: str) -> str:
+    """Return buttons that write into the field ``target``, with what they are before them; see studio.js."""
     return (
         f'<div class="stepaudio-tags" data-target="{target}" role="group" aria-label="{escape(title)}">'
-        f"<span>{escape(title)}</span>{buttons}</div>"
+        f"<span>{escape(title)}</span>{content}</div>"
     )
 
 

@@ -3,23 +3,15 @@
 (() => {
   const KEYS = { language: "stepaudio-language", dark: "stepaudio-dark" };
 
-  // Tags: a button with data-tag puts it where the cursor is in the field that its bar names.
+  // A button with data-tag puts it where the cursor is in the field that its bar names; one with data-text puts it
+  // there in place of everything.
   document.addEventListener("click", (event) => {
-    const button = event.target.closest?.("button[data-tag]");
+    const button = event.target.closest?.("button[data-tag], button[data-text]");
     if (!button) return;
     const field = document.querySelector(`${button.closest("[data-target]").dataset.target} textarea`);
-    const [from, to] = [field.selectionStart, field.selectionEnd];
-    field.setRangeText(button.dataset.tag, from, to, "end");
-    field.dispatchEvent(new Event("input", { bubbles: true }));
-    field.focus();
-  });
-
-  // Examples: a button with data-text puts it into the field, in place of what is there.
-  document.addEventListener("click", (event) => {
-    const button = event.target.closest?.("button[data-text]");
-    if (!button) return;
-    const field = document.querySelector(`${button.closest("[data-target]").dataset.target} textarea`);
-    field.value = button.dataset.text;
+    const { tag, text } = button.dataset;
+    if (tag !== undefined) field.setRangeText(tag, field.selectionStart, field.selectionEnd, "end");
+    else field.value = text;
     field.dispatchEvent(new Event("input", { bubbles: true }));
     field.focus();
   });
