@@ -55,7 +55,7 @@ def test_it_begins_with_the_codes_and_the_table_that_were_exported(
     one = clips[0]
     banks, mels = ([torch.from_numpy(part.astype(np.float32))] for part in (one.bank, one.whisper))
     with torch.inference_mode():
-        (rows,) = model.embedded(banks, mels, [one.groups])
+        (rows,) = model.embedded(joint.heard_of(banks, mels, [0], 3 * one.groups))
     expected = model.trainee.flow.input_embedding(torch.from_numpy(one.spoken.rows.astype(np.int64))[None])[0]
     same = ((rows - expected).abs().amax(1) < 1e-3).float().mean()
     assert rows.shape == expected.shape
@@ -64,7 +64,7 @@ def test_it_begins_with_the_codes_and_the_table_that_were_exported(
 
 def test_the_loss_reaches_both_encoders_and_the_flow(model: joint.Joint, clips: list[joint.Whole]) -> None:
     model.train()
-    loss = joint.loss_of(model, clips, torch.Generator().manual_seed(1))
+    loss = joint.loss_of(model, joint.prepared(clips, torch.Generator().manual_seed(1)))
     loss.backward()
     untaught = {name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()}
     model.zero_grad()
@@ -103,7 +103,7 @@ def test_recordings_are_aligned_by_what_the_features_tell(
     torch.save({"model": model.state_dict()}, tmp_path / "joint" / joint.CHECKPOINT)
     monkeypatch.setattr(joint, "read_wholes", lambda work, name: iter(clips[:1]))
     monkeypatch.setattr(joint, "WORST", -np.inf)
-    joint.align(tmp_path, MINI, "cpu")
+    joint.align(tmp_path, MINI, workers=0)
     record = clips[0].spoken.record
     found = Alignments(tmp_path, "recordings").of(replace(record, bounds=()))
     assert found.phones == record.phones

@@ -13,7 +13,18 @@ from stepaudio.prompts import PromptBuilder, SpeechTokenizer, layout_of
 from stepaudio.tokens import interleave, rows
 from stepaudio.types import SpeechTokens
 from training import language
-from training.language import MOST_WORDS, Partners, Said, Trainee, Writer, labels_of, loss_of, numbers_of, size_of
+from training.language import (
+    MOST_WORDS,
+    Partners,
+    Said,
+    Sheet,
+    Trainee,
+    Writer,
+    labels_of,
+    loss_of,
+    numbers_of,
+    size_of,
+)
 from training.phones import IGNORED, SILENCE, classes
 from training.shards import ClipRecord
 from training.tokenizer import SPACE, TEMPLATE, write_tokenizer
@@ -129,11 +140,11 @@ def test_padding_changes_no_loss_and_the_loss_reaches_every_weight(folder: Path)
     model = Trainee(size_of(writer.tokenizer.size))
     first, second = (writer.row(said("s", 20, n), said("s", 20 + 30 * n, n + 5)) for n in (0, 1))
     with torch.no_grad():
-        alone = [float(loss_of(model, [row])) for row in (first, second)]
+        alone = [float(loss_of(model, Sheet.of([row]))) for row in (first, second)]
         counts = [int(row.written.sum()) for row in (first, second)]
-        together = float(loss_of(model, [first, second]))
+        together = float(loss_of(model, Sheet.of([first, second])))
     assert together == pytest.approx(np.average(alone, weights=counts), rel=5e-3)  # bfloat16; phonemes lack the end id
-    loss_of(model, [first, second]).backward()
+    loss_of(model, Sheet.of([first, second])).backward()
     assert [name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()] == []
 
 

@@ -11,14 +11,27 @@ import torch
 
 from stepaudio.encoder.paraformer import load_linguistic
 from stepaudio.encoder.sanm import SanmConfig, SanmEncoder
+from stepaudio.features import whisper_log_mel
 from stepaudio.tiny.encoder import FUNASR_FOLDER
 from training import linguistic_export
-from training.data import WINDOW, Example, bank_of, batches, cache_features, filterbank, heard, read_examples, stacked
+from training.data import (
+    WINDOW,
+    Example,
+    bank_of,
+    batches,
+    cache_features,
+    filterbank,
+    heard,
+    kaldi_centres,
+    read_examples,
+    stretched,
+    whisper_centres,
+)
 from training.linguistic import Quantised, Recogniser, assign, augmented, labels_of, loss_of, usable
 from training.linguistic_export import k_means, rounded, write_folder
 from training.phones import CLASSES, IGNORED, SILENCE, classes, collapsed, frame_labels
 from training.shards import Clip, ClipRecord, write_shard
-from training.windows import encode_together
+from training.windows import encode_together, layout
 
 from .conftest import voice
 
@@ -41,14 +54,14 @@ def test_clips_together_give_the_frames_of_the_products_network_clip_by_clip() -
     network = SanmEncoder(SMALL).eval()
     clips = [torch.randn(count, 560) for count in (4, 40, 8, 24)]
     with torch.inference_mode():
-        together = encode_together(network, clips)
+        together = encode_together(network, torch.cat(clips), layout([6 * len(clip) - 2 for clip in clips]))
         alone = torch.cat([network(clip) for clip in clips])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_clip_without_whole_windows_is_refused() -> None:
     with pytest.raises(ValueError, match="whole windows"):
-        encode_together(SanmEncoder(SMALL), [torch.zeros(6, 560)])
+        layout([6 * 8 - 2, 6 * 6 - 2])
 
 
 def test_the_gradient_reaches_every_parameter() -> None:
@@ -124,7 +137,8 @@ def test_the_filterbank_stacked_is_what_the_product_hears(tiny_weights: Path) ->
     front = replace(encoder._fbank, shift=None, scale=None)
     samples, _ = heard(voice(2.0).samples, 24000)
     assert len(samples) % WINDOW == 0
-    torch.testing.assert_close(stacked(filterbank(samples)), front(samples))
+    bank = filterbank(samples)
+    torch.testing.assert_close(bank[layout([len(bank)]).stack].flatten(1), front(samples))
 
 
 def test_filterbanks_are_made_once_and_read_in_the_order_of_the_clips(tmp_path: Path) -> None:
@@ -185,3 +199,20 @@ def test_the_export_loads_through_the_product_and_gives_the_frames_of_training(
         frames = model.frames([filterbank(samples)])
     np.testing.assert_allclose(encoder.frames(samples), frames, atol=2e-4)
     np.testing.assert_array_equal(encoder.encode(samples), assign(frames, centroids)[0])
+
+
+@pytest.mark.parametrize("centres", [kaldi_centres(), whisper_centres()], ids=["kaldi", "whisper"])
+def test_stretching_moves_a_peak_to_where_a_shorter_throat_has_it(centres: np.ndarray) -> None:
+    rows = torch.from_numpy(np.exp(-(((centres - 2000) / 150) ** 2))[None].astype(np.float32))
+    assert abs(float(centres[stretched(rows, centres, 1 / 1.15)[0].argmax()]) - 2300) < 100
+    assert abs(float(centres[stretched(rows, centres, 1.15)[0].argmax()]) - 2000 / 1.15) < 100
+    torch.testing.assert_close(stretched(rows, centres, 1.0), rows)
+
+
+def test_the_middles_of_the_filterbanks_bins_are_where_a_tone_is_heard() -> None:
+    for hz in (300.0, 1000.0, 3000.0):
+        tone = (0.5 * np.sin(2 * np.pi * hz * np.arange(16000) / 16000)).astype(np.float32)
+        place = int(filterbank(tone).mean(0).argmax())
+        assert abs(kaldi_centres()[place] - hz) < np.diff(kaldi_centres())[place]
+        place = int(whisper_log_mel(tone).mean(1).argmax())
+        assert abs(whisper_centres()[place] - hz) < np.diff(whisper_centres())[place] + 31

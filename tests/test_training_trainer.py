@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -20,20 +22,35 @@ def examples() -> list[Example]:
 
 
 def train(
-    checkpoint: Path, steps: int, stop_at: int | None = None, average: float = 0.0, turned: float = 0.0
+    checkpoint: Path,
+    steps: int,
+    stop_at: int | None = None,
+    average: float = 0.0,
+    turned: float = 0.0,
+    workers: int | None = None,
 ) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     done = []
 
     def loss(batch: list[Example], generator: torch.Generator) -> torch.Tensor:
+        return loss_of_rows(*rows_of(batch, generator))
+
+    def rows_of(batch: list[Example], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.from_numpy(np.concatenate([one.bank for one in batch])).float()
+        return rows, torch.randn(len(rows), 1, generator=generator)
+
+    def loss_of_rows(rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         if stop_at is not None and len(done) == stop_at:
             raise KeyboardInterrupt
         done.append(1)
-        rows = torch.from_numpy(np.concatenate([one.bank for one in batch])).float()
-        return (model(rows) - torch.randn(len(rows), 1, generator=generator)).square().mean()
+        return (model(rows) - wanted).square().mean()
 
     plan = Plan(steps=steps, batch=8, rate=1e-2, warm_up=4, save_every=1, average=average, turned=turned)
+    if workers is not None:
+        plan = replace(plan, workers=workers)
+        run(model, examples(), [4] * 12, lambda rows, _: loss_of_rows(*rows), checkpoint, plan, rows_of)
+        return dict(model.state_dict())
     try:
         run(model, examples(), [4] * 12, loss, checkpoint, plan)
     except KeyboardInterrupt:
@@ -65,6 +82,15 @@ def test_a_run_with_muon_goes_on_as_if_it_had_not_been_broken(tmp_path: Path) ->
     assert not torch.allclose(whole["weight"], plain["weight"], atol=1e-3)
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_prepared_ahead_teach_the_same(tmp_path: Path, workers: int) -> None:
+    plain, ahead = train(tmp_path / "plain.pt", 12), train(tmp_path / "ahead.pt", 12, workers=workers)
+    for name, value in plain.items():
+        torch.testing.assert_close(ahead[name], value)
+    checkpoints = [torch.load(tmp_path / name, weights_only=True) for name in ("plain.pt", "ahead.pt")]
+    assert checkpoints[0]["epoch"] == checkpoints[1]["epoch"] == 2
 
 
 def test_muon_trains_the_matrices_inside_and_no_tables() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,10 +73,26 @@ def filterbank(samples: np.ndarray) -> torch.Tensor:
     return bank
 
 
-def stacked(bank: torch.Tensor) -> torch.Tensor:
-    """Return the stacked frames, (frames, 560), of a whole clip's filterbank (F, 80)."""
-    padded = torch.cat((bank[:1].expand((STACK - 1) // 2, -1), bank))
-    return padded.unfold(0, STACK, STRIDE).transpose(1, 2).flatten(1)
+@functools.cache
+def kaldi_centres() -> np.ndarray:
+    """Return the middle of every bin of the filterbank in Hz, (80,): mel = 1127 ln(1 + f / 700), 20 Hz to 8 kHz."""
+    low, high = (1127 * np.log1p(hz / 700) for hz in (20.0, RATE / 2))
+    return np.asarray(700 * np.expm1(np.linspace(low, high, BINS + 2)[1:-1] / 1127))
+
+
+@functools.cache
+def whisper_centres() -> np.ndarray:
+    """Return the middle of every bin of Whisper's log-mel in Hz, (128,)."""
+    top = float(features.hz_to_mel(np.asarray([RATE / 2]))[0])
+    return features.mel_to_hz(np.linspace(0.0, top, features.WHISPER_MELS + 2)[1:-1])
+
+
+def stretched(rows: torch.Tensor, centres: np.ndarray, factor: float) -> torch.Tensor:
+    """Return log spectra (T, bins) with what lay at ``factor`` times a bin's frequency in that bin."""
+    place = np.interp(centres * factor, centres, np.arange(len(centres)))
+    left = np.minimum(place.astype(np.int64), len(centres) - 2)
+    share = torch.from_numpy((place - left).astype(np.float32))
+    return torch.lerp(rows[:, left], rows[:, left + 1], share)
 
 
 def bank_of(samples: np.ndarray, rate: int) -> tuple[np.ndarray, int]:

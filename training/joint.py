@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
 
 from stepaudio.encoder import funasr_folder
-from stepaudio.tokens import LINGUISTIC_CODES, LINGUISTIC_PER_GROUP, PAD_LINGUISTIC, ROWS_PER_GROUP, SEMANTIC_ROW_OFFSET
+from stepaudio.tokens import (
+    GROUP_SECONDS,
+    LINGUISTIC_CODES,
+    LINGUISTIC_PER_GROUP,
+    PAD_LINGUISTIC,
+    ROWS_PER_GROUP,
+    SEMANTIC_ROW_OFFSET,
+)
 from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from stepaudio.weights import COSYVOICE, EDITX, TOKENIZER
 from training import export, linguistic_export, semantic
@@ -31,32 +40,37 @@ from training.align import WORST, Alignments, aligned
 from training.align import write as write_alignments
 from training.codes import ROW_FRAMES, Spoken, read_spoken
 from training.command import DEVICES, begin
-from training.data import RATE, read_examples
+from training.data import RATE, kaldi_centres, read_examples, stretched, whisper_centres
 from training.flow import STEP_ROWS, Trainee, prompt_of
 from training.linguistic import CONFIG, Quantised, Recogniser, assign
 from training.linguistic import augmented as other_bank
 from training.phones import CLASSES, IGNORED, frame_labels
-from training.semantic import LEVELS, Tokenizer, gathered
+from training.semantic import LEVELS, Tokenizer, code_count, gathered
 from training.semantic import augmented as other_mel
 from training.shards import ClipRecord
 from training.sizes import flow_config
 from training.texts import held_out
 from training.trainer import Plan, best_weights, home, run
+from training.windows import Layout, frame_count, layout
 
 log = logging.getLogger(__name__)
 
-SETS = ("recordings", "kokoro", "hibari")
+SETS = ("recordings", "kokoro", "presets", "hibari")
 TOKENIZER_FILE, CHECKPOINT = "speech_tokenizer_v1.onnx", "checkpoint.pt"
 SHORTEST, LONGEST = 36, 425
 """Rows of the clips that are trained on (1.4 to 17 s)."""
 
-EVERY = {"hibari": 4}
-"""Of some sets only every so manieth clip is trained on: one voice is learned soon."""
+EVERY = 4
+"""Of hibari's clips only every so manieth is trained on: one voice is learned soon."""
 
-BATCH_ROWS, CROP_ROWS, STEPS, LEARNING_RATE, TURNED = 750, 150, 12_000, 4e-4, 1e-3
-PHONE_SHARE, COMMITMENT_SHARE = 0.6, 0.01
-DISTURBED = 0.5
-"""How often the encoders hear a clip as through another microphone, while the mel to be given back stays as it was."""
+BATCH_ROWS, CROP_ROWS, STEPS, LEARNING_RATE, TURNED = 6000, 300, 8000, 8e-4, 2e-3
+PHONE_SHARE, COMMITMENT_SHARE = 1.0, 0.01
+DISTURBED, STRETCHED = 0.5, 0.6
+"""How often the encoders hear a clip as through another microphone, and as from another throat, while the mel to be
+given back stays as it was."""
+
+STRETCH = 0.16
+"""Logarithm of the largest factor on the formants, up and down."""
 
 FRAME_SECONDS, PAUSE_FRAMES = 0.02, 5
 SEED = 9
@@ -91,6 +105,42 @@ def read_wholes(work: Path, name: str) -> Iterator[Whole]:
             yield Whole(spoken, banks[record.name], mels[record.name], known.of(record))
 
 
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What the encoders hear of a batch, and which rows of it are looked at.
+
+    banks: filterbanks one after the other (N, 80), laid out as ``where`` tells.   mels: log-mels (B, 128, T) with zeros
+    after them, and their lengths int32 (B,).   frame, state: int64 (B, L), where linguistic and semantic part of
+    each row is found; the linguistic one past the last frame is padding.
+    """
+
+    banks: torch.Tensor
+    where: Layout
+    mels: torch.Tensor
+    lengths: torch.Tensor
+    frame: torch.Tensor
+    state: torch.Tensor
+
+    def to(self, device: torch.device) -> Heard:
+        """Return the same on another device."""
+        banks, mels, lengths, frame, state = (
+            one.to(device) for one in (self.banks, self.mels, self.lengths, self.frame, self.state)
+        )
+        return Heard(banks, self.where.to(device), mels, lengths, frame, state)
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """A batch: what is heard, the mel to be given back (B, T, 80), its prompt and noise, voices, phonemes (B, T)."""
+
+    heard: Heard
+    mel: torch.Tensor
+    prompt: torch.Tensor
+    noise: torch.Tensor
+    voices: torch.Tensor
+    labels: torch.Tensor
+
+
 class Joint(nn.Module):
     """Both encoders with their bottlenecks, and the flow behind them.
 
@@ -111,26 +161,21 @@ class Joint(nn.Module):
         self.pad = nn.Parameter(table[PAD_LINGUISTIC].clone())
         self.reader = nn.Linear(flow_config().encoder.output_size, CLASSES)
 
-    def embedded(self, banks: list[torch.Tensor], mels: list[torch.Tensor], groups: list[int]) -> list[torch.Tensor]:
-        """Return what the flow's encoder reads of every clip, (3 groups, width)."""
+    def embedded(self, heard: Heard) -> torch.Tensor:
+        """Return what the flow's encoder reads of a batch, (B, L, width)."""
         # The fused attention's backward pass is made for long rows: on windows it costs half of a step.
-        with torch.autocast(banks[0].device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            frames = self.frames.frames(banks).float()
+        with torch.autocast(heard.banks.device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            frames = self.frames.frames_of(heard.banks, heard.where).float()
         left = self.of_frame(frames) + self.of_frame_table[assign(frames.detach(), self.frames.centroids)[0]]
-        lefts = left.split([(len(bank) + 2) // 6 for bank in banks])
-        padded, lengths = gathered(mels)
-        with torch.autocast(padded.device.type, torch.bfloat16):
-            states, _ = self.tokenizer.encode(padded, lengths.to(padded.device))
+        with torch.autocast(heard.mels.device.type, torch.bfloat16):
+            states, _ = self.tokenizer.encode(heard.mels, heard.lengths)
         neck = self.tokenizer.bottleneck
         steps = neck.steps(states.float())
         codes = ((steps.detach().round() + neck.middle) * neck.places).sum(-1).round().long()
         right = self.of_steps((steps + (steps.round() - steps).detach()) / neck.middle) + self.of_steps_table[codes]
-        return [self._side_by_side(a, b, count) for a, b, count in zip(lefts, right, groups, strict=True)]
-
-    def _side_by_side(self, left: torch.Tensor, right: torch.Tensor, groups: int) -> torch.Tensor:
-        first = left[: groups * LINGUISTIC_PER_GROUP].unflatten(0, (groups, LINGUISTIC_PER_GROUP))
-        padded = torch.cat((first, self.pad.expand(groups, ROWS_PER_GROUP - LINGUISTIC_PER_GROUP, -1)), 1).flatten(0, 1)
-        return torch.cat((padded, right[: groups * ROWS_PER_GROUP]), -1)
+        left = torch.cat((left, self.pad[None]))[heard.frame]
+        right = right.flatten(0, 1)[heard.state]
+        return torch.cat((left, right), -1)
 
     def table(self) -> torch.Tensor:
         """Return the flow's table of codes as it has become."""
@@ -167,23 +212,53 @@ def labels_of(clip: Whole, start: int, frames: int) -> np.ndarray:
     return frame_labels(record.phones, np.asarray(record.bounds) * (RATE / record.rate), centres)
 
 
-def loss_of(model: Joint, batch: list[Whole], generator: torch.Generator) -> torch.Tensor:
-    """Return how far the expected mel is off, and how badly the features tell the phonemes."""
-    place = home(model)
+def frames_of_rows(first_frame: int, start: int, length: int) -> np.ndarray:
+    """Return the frame of each of ``length`` rows from ``start`` on, -1 for padding, int64 (length,).
+
+    first_frame: where the clip's frames begin. The last row of a group has none (stepaudio.tokens.rows).
+    """
+    row = np.arange(start, start + length)
+    group, place = row // ROWS_PER_GROUP, row % ROWS_PER_GROUP
+    return np.where(place < LINGUISTIC_PER_GROUP, first_frame + group * LINGUISTIC_PER_GROUP + place, -1)
+
+
+def heard_of(banks: list[torch.Tensor], mels: list[torch.Tensor], starts: list[int], length: int) -> Heard:
+    """Return the features of some clips, of which ``length`` rows from ``starts`` on are to be looked at."""
+    counts = [len(bank) for bank in banks]
+    first = np.cumsum([0, *map(frame_count, counts)])
+    padded, lengths = gathered(mels)
+    longest = code_count(padded.shape[2])
+    frame = np.stack([frames_of_rows(int(n), start, length) for n, start in zip(first[:-1], starts, strict=True)])
+    frame = np.where(frame < 0, first[-1], frame)
+    state = np.stack([number * longest + start + np.arange(length) for number, start in enumerate(starts)])
+    return Heard(torch.cat(banks), layout(counts), padded, lengths, torch.from_numpy(frame), torch.from_numpy(state))
+
+
+def another_throat(clip: Whole, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return filterbank and log-mel of a clip as if its formants lay elsewhere, as often as STRETCHED says.
+
+    What is to be given back stays as it was: so the codes need not tell whose voice it is, which the speaker vector
+    and the prompt do (vocal tract length perturbation: Jaitly and Hinton, 2013).
+    """
+    bank, mel = (torch.from_numpy(np.asarray(one, np.float32)) for one in (clip.bank, clip.whisper))
+    if float(torch.rand((), generator=generator)) >= STRETCHED:
+        return bank, mel
+    factor = math.exp(STRETCH * (2 * float(torch.rand((), generator=generator)) - 1))
+    return stretched(bank, kaldi_centres(), factor), stretched(mel, whisper_centres(), factor)
+
+
+def prepared(batch: list[Whole], generator: torch.Generator) -> Lesson:
+    """Return what the loss of a batch needs."""
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.rand(shape, generator=generator)
 
-    def heard(rows: np.ndarray, other: object) -> torch.Tensor:
-        clean = torch.from_numpy(np.asarray(rows, np.float32))
-        return (other(clean, generator) if float(draw()) < DISTURBED else clean).to(place)  # type: ignore[operator]
-
-    banks = [heard(clip.bank, other_bank) for clip in batch]
-    mels = [heard(clip.whisper, other_mel) for clip in batch]
-    rows = model.embedded(banks, mels, [clip.groups for clip in batch])
-    length = min(CROP_ROWS, min(len(one) for one in rows)) // STEP_ROWS * STEP_ROWS
-    starts = [ROWS_PER_GROUP * int(draw() * ((len(one) - length) // ROWS_PER_GROUP + 1)) for one in rows]
-    embedded = torch.stack([one[start : start + length] for one, start in zip(rows, starts, strict=True)])
+    banks, mels = map(list, zip(*(another_throat(clip, generator) for clip in batch), strict=True))
+    banks = [other_bank(one, generator) if float(draw()) < DISTURBED else one for one in banks]
+    mels = [other_mel(one, generator) if float(draw()) < DISTURBED else one for one in mels]
+    groups = [clip.groups for clip in batch]
+    length = min(CROP_ROWS, ROWS_PER_GROUP * min(groups)) // STEP_ROWS * STEP_ROWS
+    starts = [ROWS_PER_GROUP * int(draw() * (count - length // ROWS_PER_GROUP + 1)) for count in groups]
     frames = ROW_FRAMES * length
     mel = torch.stack(
         [
@@ -192,54 +267,80 @@ def loss_of(model: Joint, batch: list[Whole], generator: torch.Generator) -> tor
         ]
     )
     prompted = (draw(len(batch)) * 0.5 * frames * (draw(len(batch)) > 0.1)).long()
-    prompt = torch.stack([prompt_of(one, int(count), generator) for one, count in zip(mel, prompted, strict=True)])
-    noise, speaker = torch.randn(mel.shape, generator=generator), np.stack([clip.spoken.voice for clip in batch])
-    labels = np.stack([labels_of(clip, ROW_FRAMES * n, frames) for clip, n in zip(batch, starts, strict=True)])
-    mel, prompt, noise, voices, known = (
-        one.to(place) for one in (mel, prompt, noise, torch.from_numpy(speaker), torch.from_numpy(labels))
+    return Lesson(
+        heard=heard_of(banks, mels, starts, length),
+        mel=mel,
+        prompt=torch.stack([prompt_of(one, int(n), generator) for one, n in zip(mel, prompted, strict=True)]),
+        noise=torch.randn(mel.shape, generator=generator),
+        voices=torch.from_numpy(np.stack([clip.spoken.voice for clip in batch])),
+        labels=torch.from_numpy(
+            np.stack([labels_of(clip, ROW_FRAMES * n, frames) for clip, n in zip(batch, starts, strict=True)])
+        ),
     )
+
+
+def loss_of(model: Joint, lesson: Lesson) -> torch.Tensor:
+    """Return how far the expected mel is off, and how badly the features tell the phonemes."""
+    place = home(model)
+    mel, prompt, noise, voices, labels = (
+        one.to(place) for one in (lesson.mel, lesson.prompt, lesson.noise, lesson.voices, lesson.labels)
+    )
+    embedded = model.embedded(lesson.heard.to(place))
     with torch.autocast(place.type, torch.bfloat16):
         features = model.trainee.flow.encoder(embedded)
         conditions = model.trainee.beside(features, voices, prompt)
         phones = model.reader(features)
-    begin_ = torch.zeros(len(batch), device=place)
+    begin_ = torch.zeros(len(mel), device=place)
     loss = F.l1_loss(noise + model.trainee(noise, conditions, begin_), mel)
-    if (known != IGNORED).any():
-        loss = loss + PHONE_SHARE * F.cross_entropy(phones.float().flatten(0, 1), known.flatten(), ignore_index=IGNORED)
+    if (lesson.labels != IGNORED).any():
+        wrong = F.cross_entropy(phones.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        loss = loss + PHONE_SHARE * wrong
     return loss + COMMITMENT_SHARE * model.frames.commitment
 
 
-@torch.inference_mode()
-def align(work: Path, weights: Path, device: str) -> None:
+class _Found(Dataset[tuple[ClipRecord, float] | None]):
+    """Where the phonemes of a clip lie, and the mean log-probability of that; None where the text does not fit."""
+
+    def __init__(self, model: Joint, clips: list[Whole]) -> None:
+        self._model, self._clips = model, clips
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    @torch.inference_mode()
+    def __getitem__(self, place: int) -> tuple[ClipRecord, float] | None:
+        clip = self._clips[place]
+        record = clip.spoken.record
+        bank, mel = (torch.from_numpy(np.asarray(one, np.float32)) for one in (clip.bank, clip.whisper))
+        rows = self._model.embedded(heard_of([bank], [mel], [0], clip.groups * ROWS_PER_GROUP))
+        with torch.autocast(rows.device.type, torch.bfloat16):
+            phones = self._model.reader(self._model.trainee.flow.encoder(rows))[0]
+        scores = phones.float().log_softmax(-1).numpy()
+        try:
+            spelled, bounds, mean = aligned(scores, record.phones, discount=0.0, pause_answers=PAUSE_FRAMES)
+        except ValueError:  # said faster than can be: the text is another one
+            return None
+        at_16k = (one * FRAME_SECONDS * RATE + clip.spoken.offset for one in bounds)
+        # Codes may begin before the clip and end after it.
+        samples = tuple(min(max(round(one * record.rate / RATE), 0), record.count) for one in at_16k)
+        return replace(record, phones=spelled, bounds=samples), mean
+
+
+def align(work: Path, weights: Path, workers: int) -> None:
     """Tell where the phonemes of the recordings lie, by what the flow's features tell of them (see training.align).
 
     Without that the recordings teach their sound alone, and codes that lead to about the right sound still miss words.
     """
     model = begun(weights)
     model.load_state_dict(best_weights(work / "joint" / CHECKPOINT))
-    model.to(device).eval()
-    records, means = [], []
-    for clip in read_wholes(work, "recordings"):
-        record = clip.spoken.record
-        if not (record.lang == "en" and record.phones):
-            continue
-        bank, mel = (torch.from_numpy(np.asarray(one, np.float32)).to(device) for one in (clip.bank, clip.whisper))
-        (rows,) = model.embedded([bank], [mel], [clip.groups])
-        with torch.autocast(rows.device.type, torch.bfloat16):
-            phones = model.reader(model.trainee.flow.encoder(rows[None]))[0]
-        scores = phones.float().log_softmax(-1).cpu().numpy()
-        try:
-            spelled, bounds, mean = aligned(scores, record.phones, discount=0.0, pause_answers=PAUSE_FRAMES)
-        except ValueError:  # said faster than can be: the text is another one
-            continue
-        means.append(mean)
-        if mean >= WORST:
-            at_16k = (one * FRAME_SECONDS * RATE + clip.spoken.offset for one in bounds)
-            # Codes may begin before the clip and end after it.
-            samples = tuple(min(max(round(one * record.rate / RATE), 0), record.count) for one in at_16k)
-            records.append(replace(record, phones=spelled, bounds=samples))
-    write_alignments(work, records)
-    log.info("%d of %d clips aligned, mean log-probability %.2f", len(records), len(means), float(np.mean(means)))
+    clips = [one for one in read_wholes(work, "recordings") if one.record.lang == "en" and one.record.phones]
+    found = [
+        one for one in DataLoader(_Found(model.eval(), clips), batch_size=None, num_workers=workers) if one is not None
+    ]
+    kept = [record for record, mean in found if mean >= WORST]
+    write_alignments(work, kept)
+    mean = float(np.mean([mean for _, mean in found]))
+    log.info("%d of %d clips aligned, mean log-probability %.2f", len(kept), len(found), mean)
 
 
 def exported_frames(folder: Path) -> Quantised:
@@ -303,19 +404,31 @@ def begun(weights: Path) -> Joint:
     return Joint(exported_frames(folder), exported_tokenizer(folder / TOKENIZER_FILE), trainee)
 
 
-def train(work: Path, weights: Path, steps: int, device: str) -> None:
-    """Train until ``steps`` steps are done, from the last checkpoint if there is one, else from the weights folder."""
-    clips = [clip for name in SETS for clip in itertools.islice(read_wholes(work, name), 0, None, EVERY.get(name, 1))]
-    log.info("%d clips, %.1f h", len(clips), sum(clip.groups for clip in clips) * 0.12 / 3600)
+def train(work: Path, weights: Path, steps: int, every: int, device: str, workers: int) -> None:
+    """Train until ``steps`` steps are done, from the last checkpoint if there is one, else from the weights folder.
+
+    every: of hibari's clips so manieth.
+    """
+    of = {"hibari": every}
+    clips = [clip for name in SETS for clip in itertools.islice(read_wholes(work, name), 0, None, of.get(name, 1))]
+    log.info("%d clips, %.1f h", len(clips), sum(clip.groups for clip in clips) * GROUP_SECONDS / 3600)
+    log.info("%d clips with labels", sum(1 for clip in clips if clip.record.bounds))
     out = work / "joint"
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     model = begun(weights).to(device)
     plan = Plan(
-        steps=steps, batch=BATCH_ROWS, rate=LEARNING_RATE, turned=TURNED, weight_decay=0.01, average=0.999, seed=SEED
+        steps=steps,
+        batch=BATCH_ROWS,
+        rate=LEARNING_RATE,
+        turned=TURNED,
+        weight_decay=0.01,
+        average=0.999,
+        seed=SEED,
+        workers=workers,
     )
     sizes = [len(clip.spoken.rows) for clip in clips]
-    run(model, clips, sizes, lambda batch, generator: loss_of(model, batch, generator), out / CHECKPOINT, plan)
+    run(model, clips, sizes, lambda lesson, _: loss_of(model, lesson), out / CHECKPOINT, plan, prepared)
 
 
 def write(model: Joint, weights: Path) -> None:
@@ -341,14 +454,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True, help="the weights folder to begin with, and to write to")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--every", type=int, default=EVERY, help="of hibari's clips so manieth")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches, or align")
     options = parser.parse_args()
     begin(options.work, f"joint-{options.part}", options.threads)
     if options.part == "train":
-        train(options.work, options.weights, options.steps, options.device)
+        train(options.work, options.weights, options.steps, options.every, options.device, options.workers)
     elif options.part == "align":
-        align(options.work, options.weights, options.device)
+        align(options.work, options.weights, options.workers)
     else:
         model = begun(options.weights)
         model.load_state_dict(best_weights(options.work / "joint" / CHECKPOINT))

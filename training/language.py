@@ -59,9 +59,12 @@ LONGEST_SECONDS = 14.0
 """Of a clip that is trained on. Shorter ones first (``--longest``): where a text has few places, its place is found."""
 
 BATCH_IDS, STEPS, LEARNING_RATE, TURNED = 4000, 30_000, 1.2e-3, 2e-3
-EVERY, TIMES = {"recordings": 3}, {"presets": 3}
-"""Of some sets only every so manieth clip is to be said, and some are shown more often than once a pass: the codes of
-recordings are far less clear than those of the teachers. All of them are prompts."""
+RATE_GROWTH = 0.25
+"""The learning rates grow by this power of the batch."""
+
+EVERY, TIMES = 3, {"presets": 3}
+"""Of recordings only every so manieth clip is to be said, and some sets are shown more often than once a pass: the
+codes of recordings are less clear than those of the teachers. All of them are prompts."""
 
 PHONE_SHARE, GUIDE_SHARE = 0.5, 0.5
 GUIDED_LAYERS, GUIDED_HEAD = (2, 4), 3
@@ -262,21 +265,46 @@ def size_of(vocabulary: int) -> Dimensions:
     return Dimensions(vocabulary, HIDDEN, INTERMEDIATE, LAYERS, HEADS, GROUPS, 1e-5, MAX_LENGTH)
 
 
-def loss_of(model: Trainee, rows: list[Row]) -> torch.Tensor:
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """Some rows beside each other, (B, T), with padding after the short ones; see Row."""
+
+    ids: torch.Tensor
+    written: torch.Tensor
+    labels: torch.Tensor
+    read: torch.Tensor
+    spoken: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: list[Row]) -> Sheet:
+        """Return the rows padded to the longest."""
+
+        def padded(name: str, value: float) -> torch.Tensor:
+            parts = [getattr(row, name) for row in rows]
+            return nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=value)
+
+        return cls(
+            padded("ids", 0),
+            padded("written", False),
+            padded("labels", IGNORED),
+            padded("read", -1),
+            padded("spoken", -1),
+        )
+
+    def to(self, device: torch.device) -> Sheet:
+        """Return the same on another device."""
+        return Sheet(*(one.to(device) for one in (self.ids, self.written, self.labels, self.read, self.spoken)))
+
+
+def loss_of(model: Trainee, sheet: Sheet) -> torch.Tensor:
     """Return the cross-entropy of the written ids, and that of their phonemes beside it."""
-
-    def padded(name: str, value: float) -> torch.Tensor:
-        parts = [getattr(row, name) for row in rows]
-        return nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=value).to(home(model))
-
-    ids, written, labels = padded("ids", 0), padded("written", False), padded("labels", IGNORED)
-    read, spoken = padded("read", -1), padded("spoken", -1)
-    with torch.autocast(ids.device.type, torch.bfloat16):
-        logits, phones = model(ids, written)
-        astray = model.astray(read, spoken)
-    chosen = written[:, 1:]
-    loss = F.cross_entropy(logits.float(), ids[:, 1:][chosen]) + GUIDE_SHARE * astray
-    known = labels[:, 1:][chosen]
+    sheet = sheet.to(home(model))
+    with torch.autocast(sheet.ids.device.type, torch.bfloat16):
+        logits, phones = model(sheet.ids, sheet.written)
+        astray = model.astray(sheet.read, sheet.spoken)
+    chosen = sheet.written[:, 1:]
+    loss = F.cross_entropy(logits.float(), sheet.ids[:, 1:][chosen]) + GUIDE_SHARE * astray
+    known = sheet.labels[:, 1:][chosen]
     if (known != IGNORED).any():
         loss = loss + PHONE_SHARE * F.cross_entropy(phones.float(), known, ignore_index=IGNORED)
     return loss
@@ -284,22 +312,27 @@ def loss_of(model: Trainee, rows: list[Row]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Course:
-    """What one part of a training reads: sets of clips, and the seconds of the longest target and prompt."""
+    """What one part of a training reads: sets of clips, and the seconds of the longest target and prompt.
+
+    every: of recordings so manieth is to be said.
+    """
 
     sets: tuple[str, ...] = SETS
     longest: float = LONGEST_SECONDS
     longest_prompt: float = PROMPT_SECONDS[1]
+    every: int = EVERY
 
 
-def train(work: Path, folder: Path, steps: int, course: Course, first: Path | None, device: str) -> None:
-    """Train until ``steps`` steps are done, from the last checkpoint if there is one.
+def train(work: Path, folder: Path, plan: Plan, course: Course, first: Path | None, device: str) -> None:
+    """Train until all steps are done, from the last checkpoint if there is one.
 
     first: a folder with exported weights of the same tokenizer, to begin with where there is no checkpoint.
     """
     said = {name: list(read_said(work, name)) for name in course.sets}
     partners = Partners([clip for clips in said.values() for clip in clips], course.longest_prompt)
     writer = Writer(folder)
-    clips = [clip for name, clips in said.items() for clip in clips[:: EVERY.get(name, 1)] * TIMES.get(name, 1)]
+    every = {"recordings": course.every}
+    clips = [clip for name, clips in said.items() for clip in clips[:: every.get(name, 1)] * TIMES.get(name, 1)]
     clips = [clip for clip in clips if partners.has(clip) and clip.seconds <= course.longest]
     log.info("%d clips, %.1f h", len(clips), sum(clip.seconds for clip in clips) / 3600)
     out = work / "language"
@@ -311,23 +344,13 @@ def train(work: Path, folder: Path, steps: int, course: Course, first: Path | No
         model.load_state_dict(load_file(first / WEIGHTS_FILE), strict=False)  # it holds no layer for phonemes
         model.lm_head.weight.data /= SHARPENED
     model.to(device)
+    torch.set_float32_matmul_precision("high")  # the attention's products, where a GPU has TF32
 
-    def loss(batch: list[Said], generator: torch.Generator) -> torch.Tensor:
-        return loss_of(model, [writer.row(partners.draw(clip, generator), clip) for clip in batch])
+    def prepared(batch: list[Said], generator: torch.Generator) -> Sheet:
+        return Sheet.of([writer.row(partners.draw(clip, generator), clip) for clip in batch])
 
-    plan = Plan(
-        steps=steps,
-        batch=BATCH_IDS,
-        rate=LEARNING_RATE,
-        turned=TURNED,
-        warm_up=300,
-        weight_decay=0.05,
-        clip=1.0,
-        average=0.999,
-        seed=SEED,
-    )
     sizes = [len(clip.numbers) + int(min(course.longest_prompt, 5) / GROUP_SECONDS * GROUP) + 50 for clip in clips]
-    run(model, clips, sizes, loss, out / "checkpoint.pt", plan)
+    run(model, clips, sizes, lambda sheet, _: loss_of(model, sheet), out / "checkpoint.pt", plan, prepared)
 
 
 def export(work: Path, folder: Path) -> None:
@@ -369,6 +392,9 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--longest", type=float, default=LONGEST_SECONDS, help="seconds of the longest target")
     parser.add_argument("--longest-prompt", type=float, default=PROMPT_SECONDS[1])
+    parser.add_argument("--batch", type=int, default=BATCH_IDS, help="ids of one step, which its rate follows")
+    parser.add_argument("--every", type=int, default=EVERY, help="of recordings so manieth is to be said")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
     parser.add_argument("--first", type=Path, help="a folder with exported weights to begin with")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=DEVICES, default="cpu")
@@ -378,8 +404,21 @@ def main() -> None:
         texts = training_texts(options.speech / "index.tsv", SEED)
         log.info("%d pieces", write_tokenizer(texts, int(np.prod(LEVELS)), options.to))
     elif options.part == "train":
-        course = Course(tuple(options.sets), options.longest, options.longest_prompt)
-        train(options.work, options.to, options.steps, course, options.first, options.device)
+        course = Course(tuple(options.sets), options.longest, options.longest_prompt, options.every)
+        faster = (options.batch / BATCH_IDS) ** RATE_GROWTH
+        plan = Plan(
+            steps=options.steps,
+            batch=options.batch,
+            rate=LEARNING_RATE * faster,
+            turned=TURNED * faster,
+            warm_up=300,
+            weight_decay=0.05,
+            clip=1.0,
+            average=0.999,
+            seed=SEED,
+            workers=options.workers,
+        )
+        train(options.work, options.to, plan, course, options.first, options.device)
     else:
         export(options.work, options.to)
 

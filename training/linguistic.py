@@ -24,12 +24,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from stepaudio.encoder.sanm import SanmConfig, SanmEncoder
 from training.align import read_aligned
 from training.command import begin
-from training.data import BINS, RATE, STACK, STRIDE, Example, bank_of, cache_features, stacked, times_shown
+from training.data import BINS, RATE, STACK, STRIDE, Example, bank_of, cache_features, times_shown
 from training.judges import errors
 from training.phones import CLASSES, classes, collapsed, frame_labels
 from training.texts import held_out
 from training.trainer import Plan, run
-from training.windows import encode_together
+from training.windows import Layout, encode_together, layout
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,13 @@ class Recogniser(nn.Module):
 
     def frames(self, banks: list[torch.Tensor]) -> torch.Tensor:
         """Return the encoder's output frames, (sum of n, size), of filterbanks (F, 80)."""
-        clips = [stacked((bank - self.mean) / self.deviation) for bank in banks]
-        return encode_together(self.encoder, clips)
+        together = torch.cat(banks)
+        return self.frames_of(together, layout([len(bank) for bank in banks]).to(together.device))
+
+    def frames_of(self, banks: torch.Tensor, where: Layout) -> torch.Tensor:
+        """Return the same of filterbanks that lie one after the other as ``where`` tells."""
+        stacked = ((banks - self.mean) / self.deviation)[where.stack].flatten(1)
+        return encode_together(self.encoder, stacked, where)
 
     def forward(self, banks: list[torch.Tensor]) -> torch.Tensor:
         """Return logits, (sum of 2 n, CLASSES)."""
@@ -104,10 +109,10 @@ class Quantised(Recogniser):
         self.register_buffer("sizes", torch.ones(len(centroids)))
         self.commitment = torch.zeros(())
 
-    def frames(self, banks: list[torch.Tensor]) -> torch.Tensor:
+    def frames_of(self, banks: torch.Tensor, where: Layout) -> torch.Tensor:
         """Return the centroids of the output frames; ``commitment`` is how far these were, on average."""
-        found = super().frames(banks).float()
-        with torch.autocast("cpu", enabled=False):  # half precision would not tell near centroids apart
+        found = super().frames_of(banks, where).float()
+        with torch.autocast(found.device.type, enabled=False):  # half precision would not tell near centroids apart
             nearest = assign(found.detach(), self.centroids)[0]
         if self.training:
             self._follow(found.detach(), nearest)
@@ -117,7 +122,8 @@ class Quantised(Recogniser):
 
     def codes(self, banks: list[torch.Tensor]) -> torch.Tensor:
         """Return the codes, int64 (sum of n,)."""
-        return assign(super().frames(banks).float(), self.centroids)[0]
+        where = layout([len(bank) for bank in banks])
+        return assign(super().frames_of(torch.cat(banks), where).float(), self.centroids)[0]
 
     def _follow(self, found: torch.Tensor, nearest: torch.Tensor) -> None:
         counts = torch.bincount(nearest, minlength=len(self.centroids)).float()

@@ -147,7 +147,7 @@ class Tokenizer(nn.Module):
         return self.bottleneck.codes(self.encode(feats, feats_length)[0])
 
     def _mask(self, count: int, lengths: torch.Tensor) -> torch.Tensor:
-        return (torch.arange(count)[None, None] < lengths[:, None, None]).float()
+        return (torch.arange(count, device=lengths.device)[None, None] < lengths[:, None, None]).float()
 
 
 class Teacher(nn.Module):

@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.data import batches
 
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+Prepare = Callable[[list[Item], torch.Generator], Any]
 
 UNTURNED = ("embed", "adaLN", "lm_head")
 """Parts of the names of matrices that Muon does not train."""
@@ -43,6 +44,8 @@ class Plan:
 
     save_every: int = 200
     say_every: int = 50
+    workers: int = 0
+    """Processes that prepare batches ahead, where the device is faster than one core is at that."""
 
 
 def schedule(step: int, plan: Plan) -> float:
@@ -57,11 +60,11 @@ def schedule(step: int, plan: Plan) -> float:
 def follow(average: dict[str, torch.Tensor], model: nn.Module, share: float) -> None:
     """Bring the running average of the weights, if one is kept, a step nearer to the model's."""
     values = model.state_dict()
-    for name, kept in average.items():
-        if kept.is_floating_point():
-            kept.lerp_(values[name], 1 - share)
-        else:
-            kept.copy_(values[name])
+    moving = [name for name, kept in average.items() if kept.is_floating_point()]
+    if moving:
+        torch._foreach_lerp_([average[name] for name in moving], [values[name] for name in moving], 1 - share)
+    for name in average.keys() - set(moving):
+        average[name].copy_(values[name])
 
 
 def best_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -93,18 +96,48 @@ def home(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+class _Order(Sampler[tuple[int, int, list[int]]]):
+    """Step, epoch and clips of every batch from a step on, in an order that depends on seed and epoch alone."""
+
+    def __init__(self, sizes: list[int], plan: Plan, step: int, epoch: int) -> None:
+        self._sizes, self._plan, self._step, self._epoch = sizes, plan, step, epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int, list[int]]]:
+        epoch, order = self._epoch, list[list[int]]()
+        for step in range(self._step, self._plan.steps):
+            if not order:
+                order = batches(self._sizes, self._plan.batch, self._plan.seed, epoch)
+                epoch += 1
+            yield step, epoch, order.pop()
+
+
+class _Batches(Dataset[tuple[int, Any]]):
+    """Epoch and batch of every entry of an _Order, prepared if there is something to prepare."""
+
+    def __init__(self, examples: list[Any], prepare: Prepare[Any] | None) -> None:
+        self._examples, self._prepare = examples, prepare
+
+    def __getitem__(self, entry: tuple[int, int, list[int]]) -> tuple[int, Any]:
+        step, epoch, places = entry
+        batch = [self._examples[place] for place in places]
+        return epoch, batch if self._prepare is None else self._prepare(batch, torch.Generator().manual_seed(step))
+
+
 def run(
     model: nn.Module,
     examples: list[Item],
     sizes: list[int],
-    loss_of: Callable[[list[Item], torch.Generator], torch.Tensor],
+    loss_of: Callable[[Any, torch.Generator], torch.Tensor],
     checkpoint: Path,
     plan: Plan,
+    prepare: Prepare[Item] | None = None,
 ) -> None:
     """Train ``model`` until ``plan.steps`` steps are done, from ``checkpoint`` if it exists.
 
     loss_of: the loss of a batch; its randomness comes from the generator, which is seeded by the step and on the CPU,
     so that every device sees the same. The model trains where its weights are.
+    prepare: makes of a batch what ``loss_of`` gets in its place, with another generator of the same seed; it may run in
+    other processes (Plan.workers).
     """
     optimizers = optimizers_of(model, plan)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
@@ -121,13 +154,14 @@ def run(
         average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     log.info("%d clips, from step %d of %d", len(examples), step, plan.steps)
     recent, begun = [], time.perf_counter()
-    order: list[list[int]] = []
+    ready = DataLoader(
+        _Batches(examples, prepare),
+        batch_size=None,
+        sampler=_Order(sizes, plan, step, epoch),
+        num_workers=plan.workers,
+    )
     model.train()
-    while step < plan.steps:
-        if not order:
-            order = batches(sizes, plan.batch, plan.seed, epoch)
-            epoch += 1
-        batch = [examples[place] for place in order.pop()]
+    for epoch, batch in ready:
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * schedule(step, plan)
         loss = loss_of(batch, torch.Generator().manual_seed(step))
@@ -137,11 +171,12 @@ def run(
         for optimizer in optimizers:
             optimizer.step()
         follow(average, model, min(plan.average, (step + 1) / (step + 10)))
-        recent.append(loss.item())
+        recent.append(loss.detach())
         step += 1
         if step % plan.say_every == 0:
+            said = float(torch.stack(recent).mean())  # the first thing that waits for the device
             pace = (time.perf_counter() - begun) / len(recent)
-            log.info("step %d epoch %d loss %.3f %.2f s/step", step, epoch, np.mean(recent), pace)
+            log.info("step %d epoch %d loss %.3f %.3f s/step", step, epoch, said, pace)
             recent, begun = [], time.perf_counter()
         if step % plan.save_every == 0 or step == plan.steps:
             content = {"model": model.state_dict(), "step": step, "epoch": epoch}

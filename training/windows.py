@@ -3,31 +3,75 @@
 The product's network (stepaudio.encoder.sanm) runs all windows of one clip together. Here the windows of several
 clips stand one after the other, through the product's own layers: the mask ends each clip's look-back at its own
 first window, so the numbers are those of clip after clip. Clips must have whole windows (data.heard pads them).
+What stands where is told by a Layout, so that the device gathers it in one go, however many clips there are.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 
 from stepaudio.encoder.sanm import CARRIED_FRAMES, NEW_FRAMES, WINDOW, SanmEncoder, attention_mask, positions
+from training.data import STACK, STRIDE
 
 
-def encode_together(network: SanmEncoder, clips: list[torch.Tensor]) -> torch.Tensor:
-    """Return the output frames, (sum of n, size), of clips of stacked frames (n, input_size), n a multiple of 4."""
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where everything stands in clips that lie one after the other; all int64.
+
+    stack: (n, 7), the rows of the filterbanks that a stacked frame is made of.   place: (n,), its number in its clip.
+    window: (W, 9), the frames of a window; n where it begins before its clip.   number: (W,), its number in its clip.
+    longest: how many frames the longest clip has.
+    """
+
+    stack: torch.Tensor
+    place: torch.Tensor
+    window: torch.Tensor
+    number: torch.Tensor
+    longest: int
+
+    def to(self, device: torch.device) -> Layout:
+        """Return the same on another device."""
+        stack, place, window, number = (
+            part.to(device, non_blocking=True) for part in (self.stack, self.place, self.window, self.number)
+        )
+        return Layout(stack, place, window, number, self.longest)
+
+
+def frame_count(rows: int) -> int:
+    """Return how many stacked frames ``rows`` rows of a filterbank give."""
+    return (rows + 2) // STRIDE
+
+
+def layout(rows: Sequence[int]) -> Layout:
+    """Return the layout of clips whose filterbanks have so many rows. Raises ValueError where windows are not whole."""
+    counts = [frame_count(one) for one in rows]
+    for count in counts:
+        if count % NEW_FRAMES:
+            raise ValueError(f"A clip of {count} frames has no whole windows of {NEW_FRAMES}.")
+    place = np.concatenate([np.arange(count) for count in counts])
+    first_row = np.repeat(np.cumsum([0, *rows[:-1]]), counts)
+    stack = first_row[:, None] + np.maximum(0, STRIDE * place[:, None] + np.arange(STACK) - (STACK - 1) // 2)
+    windows = [count // NEW_FRAMES for count in counts]
+    number = np.concatenate([np.arange(count) for count in windows])
+    first_frame = np.repeat(np.cumsum([0, *counts[:-1]]), windows)[:, None]
+    inside = NEW_FRAMES * number[:, None] + np.arange(WINDOW) - CARRIED_FRAMES
+    window = np.where(inside < 0, len(place), first_frame + inside)
+    tensors = (torch.from_numpy(part.astype(np.int64)) for part in (stack, place, window, number))
+    return Layout(*tensors, longest=max(counts))
+
+
+def encode_together(network: SanmEncoder, frames: torch.Tensor, where: Layout) -> torch.Tensor:
+    """Return the output frames, (n, size), of the stacked frames (n, input_size) of several clips."""
     config = network.config
-    longest = max(len(clip) for clip in clips)
-    places = positions(longest, config.input_size).to(clips[0])
-    windows, masks = [], []
-    for clip in clips:
-        if len(clip) % NEW_FRAMES:
-            raise ValueError(f"A clip of {len(clip)} frames has no whole windows of {NEW_FRAMES}.")
-        embedded = F.pad(clip * math.sqrt(config.size) + places[: len(clip)], (0, 0, CARRIED_FRAMES, 0))
-        windows.append(embedded.unfold(0, WINDOW, NEW_FRAMES).transpose(1, 2))  # (W, 9, input_size)
-        masks.append(attention_mask(len(windows[-1]), WINDOW, clip.device))
-    x, mask = torch.cat(windows), torch.cat(masks)
+    places = positions(where.longest, config.input_size).to(frames)
+    embedded = frames * math.sqrt(config.size) + places[where.place]
+    x = torch.cat((embedded, embedded.new_zeros(1, config.input_size)))[where.window]
+    mask = attention_mask(where.longest // NEW_FRAMES, WINDOW, frames.device)[where.number]
     for layer in (*network.encoders0, *network.encoders):
         x = layer(x, mask, WINDOW)
     out: torch.Tensor = network.after_norm(x[:, CARRIED_FRAMES:].flatten(0, 1))
