@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from training.data import Example
+from training.muon import Muon
 from training.shards import ClipRecord
 from training.trainer import Plan, best_weights, optimizers_of, run, schedule
 
@@ -100,6 +101,24 @@ def test_muon_trains_the_matrices_inside_and_no_tables() -> None:
     assert [id(one) for one in muon.param_groups[0]["params"]] == [id(model["inner"].weight)]
     count = len(adam.param_groups[0]["params"]) + len(muon.param_groups[0]["params"])
     assert count == len(list(model.parameters()))
+
+
+def test_matrices_turned_together_move_as_one_by_one() -> None:
+    torch.manual_seed(0)
+    shapes = [(12, 8), (8, 12), (12, 8), (6, 6)]
+    ours, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    together = Muon(ours, 0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    apart = torch.optim.Muon(theirs, 0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        together.step()
+        apart.step()
+    for one, other in zip(ours, theirs, strict=True):
+        assert not torch.allclose(one, torch.ones_like(one), atol=0.05)
+        torch.testing.assert_close(one, other, atol=4e-3, rtol=0)  # bfloat16 inside
+    assert together.state_dict()["state"].keys() == apart.state_dict()["state"].keys()
 
 
 def test_a_finished_run_changes_nothing(tmp_path: Path) -> None:

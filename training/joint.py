@@ -41,7 +41,7 @@ from training.align import write as write_alignments
 from training.codes import ROW_FRAMES, Spoken, read_spoken
 from training.command import DEVICES, begin
 from training.data import RATE, kaldi_centres, read_examples, stretched, whisper_centres
-from training.flow import STEP_ROWS, Trainee, prompt_of
+from training.flow import Trainee, prompt_of
 from training.linguistic import CONFIG, Quantised, Recogniser, assign
 from training.linguistic import augmented as other_bank
 from training.phones import CLASSES, IGNORED, frame_labels
@@ -60,10 +60,16 @@ TOKENIZER_FILE, CHECKPOINT = "speech_tokenizer_v1.onnx", "checkpoint.pt"
 SHORTEST, LONGEST = 36, 425
 """Rows of the clips that are trained on (1.4 to 17 s)."""
 
+STEP_GROUPS = 12
+"""Lengths are multiples of this, and so of the encoder's windows and of the flow's blocks."""
+
+GROUP_FRAMES = 12
+"""Frames of the filterbank, and of the log-mel, in one group of codes."""
+
 EVERY = 4
 """Of hibari's clips only every so manieth is trained on: one voice is learned soon."""
 
-BATCH_ROWS, CROP_ROWS, STEPS, LEARNING_RATE, TURNED = 6000, 300, 8000, 8e-4, 2e-3
+BATCH_ROWS, STEPS, LEARNING_RATE, TURNED = 6000, 8000, 8e-4, 2e-3
 PHONE_SHARE, COMMITMENT_SHARE = 1.0, 0.01
 DISTURBED, STRETCHED = 0.5, 0.6
 """How often the encoders hear a clip as through another microphone, and as from another throat, while the mel to be
@@ -234,48 +240,61 @@ def heard_of(banks: list[torch.Tensor], mels: list[torch.Tensor], starts: list[i
     return Heard(torch.cat(banks), layout(counts), padded, lengths, torch.from_numpy(frame), torch.from_numpy(state))
 
 
-def another_throat(clip: Whole, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def cut(clip: Whole, start: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return filterbank and log-mel of ``groups`` groups from group ``start`` on, as if there were no more of the clip.
+
+    Clips that are equally long make batches whose shapes come again, for which a GPU has its plans ready.
+    """
+    first, count = start * GROUP_FRAMES, groups * GROUP_FRAMES
+    bank = np.asarray(clip.bank[first : first + count - 2], np.float32)
+    mel = np.asarray(clip.whisper[first : first + count], np.float32)
+    # Codes may be made of a little more than there is: what the product pads with is as good as silence.
+    parts = (np.pad(bank, ((0, count - 2 - len(bank)), (0, 0)), "edge"), np.pad(mel, ((0, count - len(mel)), (0, 0))))
+    return torch.from_numpy(parts[0]), torch.from_numpy(parts[1])
+
+
+def another_throat(
+    heard: tuple[torch.Tensor, torch.Tensor], generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return filterbank and log-mel of a clip as if its formants lay elsewhere, as often as STRETCHED says.
 
     What is to be given back stays as it was: so the codes need not tell whose voice it is, which the speaker vector
     and the prompt do (vocal tract length perturbation: Jaitly and Hinton, 2013).
     """
-    bank, mel = (torch.from_numpy(np.asarray(one, np.float32)) for one in (clip.bank, clip.whisper))
     if float(torch.rand((), generator=generator)) >= STRETCHED:
-        return bank, mel
+        return heard
     factor = math.exp(STRETCH * (2 * float(torch.rand((), generator=generator)) - 1))
-    return stretched(bank, kaldi_centres(), factor), stretched(mel, whisper_centres(), factor)
+    return stretched(heard[0], kaldi_centres(), factor), stretched(heard[1], whisper_centres(), factor)
 
 
 def prepared(batch: list[Whole], generator: torch.Generator) -> Lesson:
-    """Return what the loss of a batch needs."""
+    """Return what the loss of a batch needs: as much of every clip as the shortest one has, about."""
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.rand(shape, generator=generator)
 
-    banks, mels = map(list, zip(*(another_throat(clip, generator) for clip in batch), strict=True))
-    banks = [other_bank(one, generator) if float(draw()) < DISTURBED else one for one in banks]
-    mels = [other_mel(one, generator) if float(draw()) < DISTURBED else one for one in mels]
-    groups = [clip.groups for clip in batch]
-    length = min(CROP_ROWS, ROWS_PER_GROUP * min(groups)) // STEP_ROWS * STEP_ROWS
-    starts = [ROWS_PER_GROUP * int(draw() * (count - length // ROWS_PER_GROUP + 1)) for count in groups]
-    frames = ROW_FRAMES * length
+    groups = min(clip.groups for clip in batch) // STEP_GROUPS * STEP_GROUPS
+    starts = [int(draw() * (clip.groups - groups + 1)) for clip in batch]
+    pairs = [another_throat(cut(clip, start, groups), generator) for clip, start in zip(batch, starts, strict=True)]
+    banks = [other_bank(bank, generator) if float(draw()) < DISTURBED else bank for bank, _ in pairs]
+    mels = [other_mel(mel, generator) if float(draw()) < DISTURBED else mel for _, mel in pairs]
+    frames = ROW_FRAMES * ROWS_PER_GROUP * groups
+    begins = [ROW_FRAMES * ROWS_PER_GROUP * start for start in starts]
     mel = torch.stack(
         [
-            torch.from_numpy(np.asarray(clip.spoken.mel[ROW_FRAMES * start :][:frames, :MELS], np.float32))
-            for clip, start in zip(batch, starts, strict=True)
+            torch.from_numpy(np.asarray(clip.spoken.mel[begin_ : begin_ + frames, :MELS], np.float32))
+            for clip, begin_ in zip(batch, begins, strict=True)
         ]
     )
     prompted = (draw(len(batch)) * 0.5 * frames * (draw(len(batch)) > 0.1)).long()
+    labels = [labels_of(clip, begin_, frames) for clip, begin_ in zip(batch, begins, strict=True)]
     return Lesson(
-        heard=heard_of(banks, mels, starts, length),
+        heard=heard_of(banks, mels, [0] * len(batch), ROWS_PER_GROUP * groups),
         mel=mel,
         prompt=torch.stack([prompt_of(one, int(n), generator) for one, n in zip(mel, prompted, strict=True)]),
         noise=torch.randn(mel.shape, generator=generator),
         voices=torch.from_numpy(np.stack([clip.spoken.voice for clip in batch])),
-        labels=torch.from_numpy(
-            np.stack([labels_of(clip, ROW_FRAMES * n, frames) for clip, n in zip(batch, starts, strict=True)])
-        ),
+        labels=torch.from_numpy(np.stack(labels)),
     )
 
 
@@ -416,6 +435,7 @@ def train(work: Path, weights: Path, steps: int, every: int, device: str, worker
     out = work / "joint"
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
+    torch.backends.cudnn.enabled = False  # it plans anew for every length, which takes longer than a step
     model = begun(weights).to(device)
     plan = Plan(
         steps=steps,

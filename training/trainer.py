@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.data import batches
+from training.muon import Muon
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def optimizers_of(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
         torch.optim.AdamW(others, plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
     ]
     if inner:
-        found.append(torch.optim.Muon(inner, plan.turned, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+        found.append(Muon(inner, plan.turned, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
     return found
 
 
