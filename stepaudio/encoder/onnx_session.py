@@ -64,10 +64,10 @@ def create_session(path: Path, device: torch.device, threads: int) -> onnxruntim
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     wanted: list[Any] = [CPU]
-    if on_gpu:
+    # Of a build for the CPU nothing is to be preloaded: it would only print that it cannot.
+    if on_gpu and CUDA in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()  # CUDA and cuDNN libraries that torch brought along
-        if CUDA in onnxruntime.get_available_providers():
-            wanted.insert(0, (CUDA, {"device_id": str(device.index or 0), **_CUDA_OPTIONS}))
+        wanted.insert(0, (CUDA, {"device_id": str(device.index or 0), **_CUDA_OPTIONS}))
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
     except ORT_ERRORS as error:
