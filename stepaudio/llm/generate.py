@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stepaudio.errors import Cancelled, GenerationError, InvalidInput
 from stepaudio.llm import sampling
 from stepaudio.llm.attention import KeyValueCache
+from stepaudio.llm.fused import layers_for
 from stepaudio.llm.graphs import cuda_capture
 from stepaudio.llm.network import Decoder
 from stepaudio.llm.prefixes import PrefixStore
@@ -125,7 +126,8 @@ class SpeechLM:
 
     look_every: how many steps may pass between looks at what was drawn (None: 1 on a CPU, 10 elsewhere).
     prefix_bytes: how much memory the beginnings of prompts may take that are kept for later requests.
-    cuda_graphs: whether a GPU replays its steps as CUDA graphs.
+    cuda_graphs: whether a GPU replays its steps as CUDA graphs. fused_kernels: whether it computes their layers in
+    kernels of our own (see fused.py), where it can.
     Building one joins the weights of ``model`` (see StepWeights). Requests may come from several threads at once.
     """
 
@@ -137,6 +139,7 @@ class SpeechLM:
         look_every: int | None = None,
         prefix_bytes: int = 0,
         cuda_graphs: bool = True,
+        fused_kernels: bool = True,
     ) -> None:
         self._decoder = model.model
         self._head = sampling.SpeechHead(model.lm_head.weight, vocabulary)
@@ -147,6 +150,7 @@ class SpeechLM:
         on_cpu = self.device.type == "cpu"
         self._look_every = look_every or (_LOOK_EVERY_ON_CPU if on_cpu else _LOOK_EVERY_ELSEWHERE)
         self._capture = None if on_cpu or not cuda_graphs else cuda_capture(self.device)
+        self._layers = layers_for(self._weights, self.device, wanted=fused_kernels)
         self._prefixes = PrefixStore(prefix_bytes)
         self._workspaces = Workspaces(self._new_workspace)
 
@@ -213,7 +217,7 @@ class SpeechLM:
         self._workspaces.clear()
 
     def _new_workspace(self, batch: int, capacity: int) -> Workspace:
-        return Workspace(self._weights, self._head, batch, capacity, self._capture)
+        return Workspace(self._weights, self._head, batch, capacity, self._capture, self._layers)
 
     def _limit(self, prompt: int, max_tokens: int) -> int:
         """Return how many ids to draw: whole groups, and one more where it may still turn out to be the end."""
