@@ -150,6 +150,20 @@ def test_a_graph_serves_later_requests(tmp_path: Path, device: torch.device) -> 
     assert sum(Graph.replays.values()) == replays + 49
 
 
+def test_rows_leave_by_halves_so_that_few_graphs_serve_all(tmp_path: Path, device: torch.device) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(-1e4)
+    prompts, caps = different_prompts(5), [20, 40, 60, 80, 100]
+    seeds = range(5)
+    graphs = capturing(tiny, device)
+    made = graphs.generate_many(prompts, SamplingParams(), seeds=seeds, max_tokens=caps)
+    (workspace,) = graphs._workspaces._free
+    assert workspace.state.batch == 8
+    assert sorted(rows for rows, _ in workspace._steps) == [1, 2, 4, 8]
+    expected = tiny.lm(10).generate_many(prompts, SamplingParams(), seeds=seeds, max_tokens=caps)
+    assert [one.tokens.numbers.tolist() for one in made] == [one.tokens.numbers.tolist() for one in expected]
+
+
 def test_the_host_looks_every_tenth_step(tmp_path: Path, device: torch.device) -> None:
     tiny = Tiny(tmp_path, 1)
     tiny.favour_end(-1e4)

@@ -23,7 +23,7 @@ from stepaudio.llm.fused import layers_for
 from stepaudio.llm.graphs import cuda_capture
 from stepaudio.llm.network import Decoder
 from stepaudio.llm.prefixes import PrefixStore
-from stepaudio.llm.step import DecodeState, StepWeights
+from stepaudio.llm.step import DecodeState, Step, StepWeights
 from stepaudio.llm.workspace import Workspace, Workspaces
 from stepaudio.tokens import GROUP, SpeechVocabulary, cut_to_groups
 from stepaudio.types import IntArray, SamplingParams, SpeechTokens, Stopped
@@ -242,7 +242,7 @@ class SpeechLM:
             return []
         params = replace(params, seed=None, max_tokens=None)  # what is left is what a step depends on
         started = time.perf_counter()
-        with self._workspaces.lend(len(rows), max(row.length(row.limit) for row in rows)) as workspace:
+        with self._workspaces.lend(self._rounded(len(rows)), max(row.length(row.limit) for row in rows)) as workspace:
             self._read(rows, workspace.state, listeners)
             prefilled = time.perf_counter()
             self._decode(rows, workspace, params, listeners)
@@ -289,7 +289,7 @@ class SpeechLM:
         live = list(rows)
         state = workspace.state
         most, seen = sum(row.limit for row in rows), 0
-        step = workspace.step(len(live), params)
+        step = self._step(live, workspace, params)
         step.draw(self._head.choice(0))
         drawn = 1
         while True:
@@ -306,10 +306,25 @@ class SpeechLM:
                     live = _closed_up(live, state)
                     if not live:
                         return
-                    step = workspace.step(len(live), params)
+                    step = self._step(live, workspace, params)
             keys = KeyValueCache.rounded(max(row.length(drawn) for row in live))
             step.run(keys, self._head.choice(drawn))
             drawn += 1
+
+    def _step(self, live: list[_Row], workspace: Workspace, params: SamplingParams) -> Step:
+        """Return the step of the rows that go on; what it computes beside them, nobody looks at."""
+        rows = self._rounded(len(live))
+        for idle in range(len(live), rows):
+            workspace.state.rest(idle)
+        return workspace.step(rows, params)
+
+    def _rounded(self, rows: int) -> int:
+        """Return how many rows a step computes for so many sequences.
+
+        Where steps are captured, a power of two: each number of rows needs graphs of its own, and on a GPU capturing
+        them takes longer than computing some rows for nothing. Elsewhere no more than there are.
+        """
+        return rows if self._capture is None else 1 << (rows - 1).bit_length()
 
 
 def _closed_up(live: list[_Row], state: DecodeState) -> list[_Row]:

@@ -143,6 +143,10 @@ class DecodeState:
         self.counters[:, row] = torch.tensor([length, self.capacity - 1 - length, 0], device=device)
         self.normed[row] = hidden
 
+    def rest(self, row: int) -> None:
+        """Make ``row`` one that is computed for nothing: it begins anew at position 0, lest it run out of room."""
+        self.counters[:, row] = torch.tensor([0, self.capacity - 1, 0], device=self.counters.device)
+
     def move(self, row: int, to: int) -> None:
         """Put the sequence of ``row`` in the place of another, which has ended."""
         self.cache.row(to).begin_with(self.cache.row(row).first(self.capacity))
