@@ -363,7 +363,7 @@ def _problem(device: torch.device) -> str | None:
     out = torch.zeros_like(x)
     try:
         _norm_kernel[(1,)](x, x, out, 0.0, SIZE=LEAST_HEAD, BLOCK=LEAST_HEAD, num_warps=1)
-        right = torch.equal(out, x)
+        right = torch.allclose(out, x)
     except (triton.TritonError, RuntimeError, OSError, AttributeError, subprocess.SubprocessError) as error:
         return f"Triton cannot build kernels here ({error})"
     return None if right else "Triton's kernels compute wrong numbers here"
