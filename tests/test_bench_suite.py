@@ -191,6 +191,46 @@ def test_what_cannot_be_measured_is_refused(flags):
         suite.plan_of(parse(*flags), on_gpu=False)
 
 
+def test_a_measurement_is_written_part_by_part_and_goes_on_from_what_is_there(tmp_path, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr(suite, "PARTS", ("hit", "decoding"))
+
+    def parts(*_):
+        def part(name):
+            asked.append(name)
+            if name == "decoding" and len(asked) < 3:
+                raise KeyboardInterrupt
+            return {"of": name}
+
+        return {name: ("", lambda name=name: part(name)) for name in suite.PARTS}
+
+    monkeypatch.setattr(suite, "_parts", parts)
+    monkeypatch.setattr(suite, "_assembled", lambda parts, plan, on_gpu: {"all": parts})
+    flags = [*FLAGS, "--to", str(tmp_path)]
+
+    def measure(*more: str):
+        parsed = build_parser().parse_args([*flags, *more])
+        return suite.measure(parsed, load_settings(flags_from(parsed)))
+
+    with pytest.raises(KeyboardInterrupt):
+        measure()
+    record = tmp_path / "quick.parts.json"
+    assert json.loads(record.read_text())["parts"] == {"hit": {"of": "hit"}}
+    assert measure("--resume", str(record), "--only", "hit") is None
+    results = measure("--resume", str(record))
+    assert asked == ["hit", "decoding", "decoding"]
+    assert results["all"] == {"hit": {"of": "hit"}, "decoding": {"of": "decoding"}}
+    assert len(results["conditions"]["earlier"]) == 1
+    with pytest.raises(InvalidInput, match="plan"):
+        measure("--resume", str(record), "--runs", "3")
+
+
+def test_parts_without_a_place_for_them_are_refused():
+    parsed = parse("--only", "hit")
+    with pytest.raises(InvalidInput, match="--to"):
+        parsed.run(parsed, load_settings(flags_from(parsed)))
+
+
 def test_the_full_size_is_reduced_on_a_cpu_alone():
     assert suite.plan_of(parse("--full-size"), on_gpu=False).layers == 2
     on_gpu = suite.plan_of(parse("--full-size"), on_gpu=True)

@@ -6,10 +6,12 @@ on the captured tensors, whatever Python would have done in the meantime.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -17,9 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stepaudio.llm.generate import SpeechLM
-from stepaudio.llm.graphs import Captured, cuda_capture
+from stepaudio.llm.graphs import Captured, CudaCapture
 from stepaudio.types import SamplingParams
 from tests.test_llm_generate import GREEDY, Tiny, different_prompts
+
+FIRST = 1
+"""The graph that keeps the pool."""
 
 
 class Recorder(TorchDispatchMode):
@@ -54,6 +59,11 @@ class Graph:
 
     made: int = 0
     replays: Counter[int]
+    pools: set[str]
+    """The pools that have been used, whether or not there still is a graph in them."""
+
+    inside: WeakSet[Graph]
+    """The graphs that are there, all of them in one pool."""
 
     def __init__(self) -> None:
         Graph.made += 1
@@ -70,8 +80,11 @@ class Graph:
 class Capturing:
     """What torch.cuda.graph is on a GPU."""
 
-    def __init__(self, graph: Graph, *, pool: str, capture_error_mode: str) -> None:
+    def __init__(self, graph: Graph, pool: str, *, capture_error_mode: str) -> None:
         assert (pool, capture_error_mode) == ("pool", "thread_local")
+        assert pool not in Graph.pools or Graph.inside, "a pool ends with its last graph"
+        Graph.pools.add(pool)
+        Graph.inside.add(graph)
         self.recorder = graph.recorder
 
     def __enter__(self) -> None:
@@ -89,24 +102,24 @@ def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(torch.cuda, "graph", Capturing)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    Graph.made, Graph.replays = 0, Counter()
+    Graph.made, Graph.replays, Graph.pools, Graph.inside = 0, Counter(), set(), WeakSet()
     return torch.device("cpu")
 
 
 def capturing(tiny: Tiny, device: torch.device) -> SpeechLM:
     lm = tiny.lm(10)
-    lm._capture = cuda_capture(device)
+    lm._capture = CudaCapture(device)
     return lm
 
 
 def test_work_is_done_once_each_time_and_captured_the_second_time(device: torch.device) -> None:
     total = torch.zeros(3)
     one = torch.ones(3)
-    work = Captured(lambda: total.add_(one), cuda_capture(device))
+    work = Captured(lambda: total.add_(one), CudaCapture(device))
     for count in range(1, 6):
         work()
         assert total.tolist() == [count] * 3
-        assert Graph.made == (count > 1)
+        assert Graph.made == FIRST + (count > 1)
     assert list(Graph.replays.values()) == [4]
 
 
@@ -143,11 +156,37 @@ def test_a_graph_serves_later_requests(tmp_path: Path, device: torch.device) -> 
         lm.generate(list(range(330, 370)), SamplingParams(), seed=seed, max_tokens=50)
 
     speak(0)
-    assert Graph.made == 3, "one for each kind of place, all within one bucket"
+    assert Graph.made == FIRST + 3, "one for each kind of place, all within one bucket"
     replays = sum(Graph.replays.values())
     speak(1)
-    assert Graph.made == 3
+    assert Graph.made == FIRST + 3
     assert sum(Graph.replays.values()) == replays + 49
+
+
+def test_when_all_graphs_have_gone_there_can_be_new_ones(tmp_path: Path, device: torch.device) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(-1e4)
+    lm = capturing(tiny, device)
+    for _ in range(2):
+        lm.generate(list(range(330, 370)), SamplingParams(), seed=0, max_tokens=20)
+        assert len(Graph.inside) == FIRST + 3
+        lm.forget()
+        gc.collect()
+        assert len(Graph.inside) == FIRST
+
+
+def test_rows_leave_by_halves_so_that_few_graphs_serve_all(tmp_path: Path, device: torch.device) -> None:
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(-1e4)
+    prompts, caps = different_prompts(5), [20, 40, 60, 80, 100]
+    seeds = range(5)
+    graphs = capturing(tiny, device)
+    made = graphs.generate_many(prompts, SamplingParams(), seeds=seeds, max_tokens=caps)
+    (workspace,) = graphs._workspaces._free
+    assert workspace.state.batch == 8
+    assert sorted(rows for rows, _ in workspace._steps) == [1, 2, 4, 8]
+    expected = tiny.lm(10).generate_many(prompts, SamplingParams(), seeds=seeds, max_tokens=caps)
+    assert [one.tokens.numbers.tolist() for one in made] == [one.tokens.numbers.tolist() for one in expected]
 
 
 def test_the_host_looks_every_tenth_step(tmp_path: Path, device: torch.device) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stepaudio.bench.stopwatch import Stopwatch
 from stepaudio.bench.workbench import TEXT, Case, Workbench
 from stepaudio.llm.attention import KeyValueCache
-from stepaudio.llm.sampling import uniforms
-from stepaudio.llm.workspace import Workspace
+from stepaudio.llm.sampling import SpeechHead, uniforms
 from stepaudio.tokens import GROUP
 from stepaudio.types import SamplingParams
 
@@ -114,8 +115,7 @@ def measure_decoding(bench: Workbench, case: Case, runs: int, batch: int) -> dic
 def steady_state(bench: Workbench, ids: list[int]) -> dict[str, float]:
     """Return allocations and host synchronisations an id, counted over some steps after the first ones.
 
-    The first steps make the views that later ones use. On a GPU a replayed graph allocates nothing and asks for no
-    value; here the step is run as it is captured.
+    The first steps make the views and capture the graphs that later ones use.
     """
     with torch.inference_mode():
         step, run = _step(bench, ids)
@@ -126,26 +126,22 @@ def steady_state(bench: Workbench, ids: list[int]) -> dict[str, float]:
                 run(number)
         events = seen.profiler.kineto_results.events()
         taken = sum(event.name() == "[memory]" and event.nbytes() > 0 for event in events)
-        with _Waits() as waits:
+        with _Waits() as waits, _cuda_waits(bench.runtime.on_gpu) as told:
             for number in range(WARM_UP + WATCHED, WARM_UP + 2 * WATCHED):
                 run(number)
         del step
     return {
         "watched": WATCHED,
         "allocations_per_id": taken / WATCHED,
-        "synchronisations_per_id": waits.count / WATCHED,
+        "synchronisations_per_id": (waits.count + len(told)) / WATCHED,
     }
 
 
 def _step(bench: Workbench, ids: list[int]) -> tuple[Step, Callable[[int], None]]:
     """Return the step of one sequence, and what runs it as draw ``number``, within one bucket of positions."""
-    from stepaudio.llm.sampling import SpeechHead
-    from stepaudio.llm.step import StepWeights
-
-    decoder = bench.model.model
-    head = SpeechHead(bench.model.lm_head.weight, bench.vocabulary)
+    decoder, head = bench.model.model, SpeechHead(bench.model.lm_head.weight, bench.vocabulary)
     draws = WARM_UP + 2 * WATCHED + 1
-    workspace = Workspace(StepWeights(decoder), head, 1, len(ids) + draws, None)
+    workspace = bench.step_lm._new_workspace(1, len(ids) + draws)
     cache = workspace.state.cache.row(0)
     hidden = decoder(torch.tensor([ids], device=decoder.device), cache=cache)[0, -1]
     workspace.state.begin(0, tuple(ids), hidden, uniforms(0, draws))
@@ -153,6 +149,23 @@ def _step(bench: Workbench, ids: list[int]) -> tuple[Step, Callable[[int], None]
     step.draw(head.choice(0))
     keys = KeyValueCache.rounded(len(ids) + draws)
     return step, lambda number: step.run(keys, head.choice(number + 1))
+
+
+@contextmanager
+def _cuda_waits(on_gpu: bool) -> Iterator[list[str]]:
+    """Give a list that in the end holds what CUDA's own watch says of every wait of the host; [] without a GPU."""
+    told: list[str] = []
+    if not on_gpu:
+        yield told
+        return
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield told
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    told += [str(one.message) for one in heard if "synchroniz" in str(one.message)]
 
 
 class _Waits(TorchDispatchMode):

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import platform
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +37,7 @@ class Plan:
     """How much is measured. scaling: lengths of sounds for the encoder, which has the real size unless ``small``.
 
     layers: of the language model at full size; all 32 need 7 GB. batch: texts and takes side by side.
-    flow_steps: 0 for what suits the weights.
+    flow_steps: 0 for what suits the weights. few: runs of what takes many clones each.
     """
 
     runs: int
@@ -48,16 +51,23 @@ class Plan:
     exported: bool = True
     layers: int = 32
     batch: int = 16
+    few: int = 2
 
-
-FEW = 2
-"""Runs of what takes many clones each."""
 
 QUICK = Plan(2, 2.0, 0.6, 2, (1.0, 2.0), 1, 2.0, small=True, batch=4)
 USUAL = Plan(5, 6.0, 4.0, 0, (1.0, 2.0, 5.0, 10.0, 20.0, 30.0), 3, 10.0)
-FULL_ON_GPU = Plan(5, 6.0, 10.0, 10, (1.0, 2.0, 5.0, 10.0, 20.0, 30.0), 3, 10.0)
+FULL_ON_GPU = Plan(3, 6.0, 10.0, 10, (2.0, 10.0), 3, 10.0, few=1)
+"""Three runs, since every one of them holds six clones by the baseline, several seconds each."""
+
 FULL_ON_CPU = Plan(1, 2.0, 0.6, 2, (10.0,), 1, 10.0, exported=False, layers=2, batch=4)
 """The real networks, but two layers of the language model, short sounds, two Euler steps and one run."""
+
+
+PARTS = (
+    *("decoding", "clones", "batch", "stream", "hit", "switches", "concurrency", "variants", "engines", "voices"),
+    "scaling",
+)
+"""What is measured, in this order: what matters most comes first, in case the time runs out."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sound-seconds", type=float, help="length of the sound that is made (default: 4)")
     parser.add_argument("--lengths", type=float, nargs="+", help="seconds of sound for the encoder (default: 1 to 30)")
     parser.add_argument("--layers", type=int, help="layers of the language model at full size (default: 32; CPU: 2)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of the parts {', '.join(PARTS)}")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="take the parts that this FILE.parts.json has")
     parser.add_argument("--write", action="store_true", help="renew benchmarks/, docs/ and README.md in this folder")
     parser.add_argument("--to", type=Path, metavar="DIR", help="write JSON, Markdown and picture to DIR")
 
@@ -84,7 +96,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     root = Path.cwd()
     if args.write:
         documents.check(root)
+    if (args.only or args.resume) and not args.to:
+        raise InvalidInput("Parts of a measurement need --to: they are written there.")
     results = measure(args, settings)
+    if results is None:
+        return 0
     sys.stdout.write(answer(results, "en"))
     name = results["conditions"]["name"]
     if args.to:
@@ -95,8 +111,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def measure(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
-    """Return all results, ready for JSON."""
+def measure(args: argparse.Namespace, settings: Settings) -> dict[str, Any] | None:
+    """Return all results, ready for JSON; None where parts are still missing.
+
+    With ``--to`` the parts so far are in NAME.parts.json there after each of them, so that none is lost.
+    """
     import torch
 
     from stepaudio import device
@@ -118,12 +137,18 @@ def measure(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
                 plan = replace(plan, flow_steps=plan.flow_steps or bench.ours.flow_steps)
                 case = Case(plan.reference_seconds, plan.sound_seconds, plan.flow_steps)
                 conditions = _conditions(args, plan, bench, runtime)
-                results = _measure_all(bench, case, plan, runtime)
+                record = _Record.begin(args, conditions)
+                for name, (words, part) in _parts(bench, case, plan, runtime).items():
+                    if name not in record.parts and name in (args.only or PARTS):
+                        _tell(words)
+                        record.add(name, part)
     finally:
         torch.set_num_threads(before[0])
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[1:]
-    conditions["load_after"] = load_average()
-    return {"conditions": conditions, **results}
+    if set(record.parts) != set(PARTS):
+        return None
+    conditions = {**record.conditions, "load_after": load_average(), "earlier": record.earlier}
+    return {"conditions": conditions, **_assembled(record.parts, plan, on_gpu=runtime.on_gpu)}
 
 
 def plan_of(args: argparse.Namespace, *, on_gpu: bool) -> Plan:
@@ -144,45 +169,87 @@ def plan_of(args: argparse.Namespace, *, on_gpu: bool) -> Plan:
     return plan
 
 
-def _measure_all(bench: Workbench, case: Case, plan: Plan, runtime: Runtime) -> dict[str, Any]:
-    from stepaudio.bench import ceiling, clones, encoders, live, predecessor, projection, scenarios, variants
+@dataclass
+class _Record:
+    """The parts that have been measured, by name. earlier: the conditions of those that an earlier run measured."""
 
-    _tell("Whole clones, baseline and product in turn.")
-    cloned = clones.measure_clones(bench, case, plan.runs)
-    _tell("Each switch by itself.")
-    switches = clones.measure_switches(bench, case, plan.runs)
-    _tell("Decoding.")
-    decoding = ceiling.measure_decoding(bench, case, min(plan.runs, FEW), plan.batch)
-    packed = variants.measure_variants(bench, case, min(plan.runs, FEW))
-    _tell("Batches, and voices that come back.")
-    batch = scenarios.measure_batch(bench, case, min(plan.runs, FEW), plan.batch)
-    back = scenarios.voices_that_come_back(bench, case, min(plan.runs, FEW))
-    _tell("Streams, the queue, a hit.")
-    stream = live.measure_stream(bench, case, plan.runs)
-    queue = live.measure_concurrency(bench, case, min(plan.runs, FEW))
-    hit = live.measure_hit(bench, 10.0, max(plan.runs, 5))
-    _tell("The encoder by length, and its engines.")
-    scaling = encoders.measure_scaling(plan.scaling, plan.scaling_runs, small=plan.small)
-    engines = encoders.measure_engines(
-        plan.engine_seconds, plan.scaling_runs, runtime, small=plan.small, exported=plan.exported
-    )
+    conditions: dict[str, Any]
+    earlier: list[dict[str, Any]]
+    parts: dict[str, Any]
+    path: Path | None
+
+    @classmethod
+    def begin(cls, args: argparse.Namespace, conditions: dict[str, Any]) -> _Record:
+        """Return the record of a run, with the parts that it resumes from. Raises InvalidInput for another case's."""
+        path = args.to / f"{conditions['name']}.parts.json" if args.to else None
+        conditions = json.loads(json.dumps(conditions))  # as a file has them
+        if not args.resume:
+            return cls(conditions, [], {}, path)
+        before = json.loads(args.resume.read_text(encoding="utf-8"))
+        for name in ("name", "device", "commit", "plan", "weights", "dtype"):
+            if before["conditions"][name] != conditions[name]:
+                raise InvalidInput(f"The {name} of {args.resume} is another than that of this measurement.")
+        return cls(conditions, [*before["earlier"], before["conditions"]], before["parts"], path)
+
+    def add(self, name: str, part: Callable[[], Any]) -> None:
+        """Measure a part and write what there is."""
+        begun = time.perf_counter()
+        self.parts[name] = part()
+        sys.stderr.write(f"  {name}: {time.perf_counter() - begun:.0f} s\n")
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fields = {"conditions": self.conditions, "earlier": self.earlier, "parts": self.parts}
+            self.path.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+
+
+def _parts(bench: Workbench, case: Case, plan: Plan, runtime: Runtime) -> dict[str, tuple[str, Callable[[], Any]]]:
+    """Return for each of PARTS what to tell while it is measured, and what measures it."""
+    from stepaudio.bench import ceiling, clones, encoders, live, scenarios, variants
+
+    few = min(plan.runs, plan.few)
+    told: dict[str, tuple[str, Callable[[], Any]]] = {
+        "clones": (
+            "Whole clones, baseline and product in turn.",
+            lambda: clones.measure_clones(bench, case, plan.runs),
+        ),
+        "switches": ("Each switch by itself.", lambda: clones.measure_switches(bench, case, plan.runs)),
+        "decoding": ("Decoding.", lambda: ceiling.measure_decoding(bench, case, few, plan.batch)),
+        "variants": ("Variants of the language model.", lambda: variants.measure_variants(bench, case, few)),
+        "batch": ("Batches.", lambda: scenarios.measure_batch(bench, case, few, plan.batch)),
+        "voices": ("Voices that come back.", lambda: scenarios.voices_that_come_back(bench, case, few)),
+        "stream": ("Streams.", lambda: live.measure_stream(bench, case, plan.runs)),
+        "concurrency": ("The queue.", lambda: live.measure_concurrency(bench, case, few)),
+        "hit": ("A hit.", lambda: live.measure_hit(bench, 10.0, max(plan.runs, 5))),
+        "scaling": (
+            "The encoder by length, on the CPU.",
+            lambda: encoders.measure_scaling(plan.scaling, plan.scaling_runs, small=plan.small),
+        ),
+        "engines": (
+            "The encoder's engines.",
+            lambda: encoders.measure_engines(
+                plan.engine_seconds, plan.scaling_runs, runtime, small=plan.small, exported=plan.exported
+            ),
+        ),
+    }
+    return {name: told[name] for name in PARTS}
+
+
+def _assembled(parts: dict[str, Any], plan: Plan, *, on_gpu: bool) -> dict[str, Any]:
+    """Return the parts as the documents read them, with what is computed from them."""
+    from stepaudio.bench import predecessor, projection, scenarios
+
+    rows = parts["clones"]["rows"]
+    plain = ("clones", "switches", "decoding", "variants", "batch", "stream", "concurrency", "hit")
     return {
-        "clones": cloned,
-        "switches": switches,
-        "decoding": decoding,
-        "variants": packed,
-        "batch": batch,
-        "stream": stream,
-        "concurrency": queue,
-        "hit": hit,
-        "encoder": {"scaling": scaling, "engines": engines, "small": plan.small},
+        **{name: parts[name] for name in plain},
+        "encoder": {"scaling": parts["scaling"], "engines": parts["engines"], "small": plan.small},
         "scenarios": {
-            "one_voice": scenarios.one_voice(cloned["rows"], batch),
-            "a_day": scenarios.a_day(cloned["rows"]),
-            "voices": back,
+            "one_voice": scenarios.one_voice(rows, parts["batch"]),
+            "a_day": scenarios.a_day(rows),
+            "voices": parts["voices"],
         },
         "report": predecessor.report(),
-        "projection": projection.project(share=decoding["share_of_ceiling"] if runtime.on_gpu else None),
+        "projection": projection.project(share=parts["decoding"]["share_of_ceiling"] if on_gpu else None),
     }
 
 
@@ -248,7 +315,7 @@ def command_of(args: argparse.Namespace) -> str:
     """Return the command line that measures the same again."""
     words = ["python -m stepaudio bench"]
     for name, value in vars(args).items():
-        if name in ("command", "bench", "run", "to", "write") or value in (None, False):
+        if name in ("command", "bench", "run", "to", "write", "only", "resume") or value in (None, False):
             continue
         if name == "size" and (args.full_size or getattr(args, "setting_weights", None)):
             continue

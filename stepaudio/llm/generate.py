@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from stepaudio.errors import Cancelled, GenerationError, InvalidInput
 from stepaudio.llm import sampling
 from stepaudio.llm.attention import KeyValueCache
-from stepaudio.llm.graphs import cuda_capture
+from stepaudio.llm.fused import layers_for
+from stepaudio.llm.graphs import CudaCapture
 from stepaudio.llm.network import Decoder
 from stepaudio.llm.prefixes import PrefixStore
-from stepaudio.llm.step import DecodeState, StepWeights
+from stepaudio.llm.step import DecodeState, Step, StepWeights
 from stepaudio.llm.workspace import Workspace, Workspaces
 from stepaudio.tokens import GROUP, SpeechVocabulary, cut_to_groups
 from stepaudio.types import IntArray, SamplingParams, SpeechTokens, Stopped
@@ -125,7 +126,8 @@ class SpeechLM:
 
     look_every: how many steps may pass between looks at what was drawn (None: 1 on a CPU, 10 elsewhere).
     prefix_bytes: how much memory the beginnings of prompts may take that are kept for later requests.
-    cuda_graphs: whether a GPU replays its steps as CUDA graphs.
+    cuda_graphs: whether a GPU replays its steps as CUDA graphs. fused_kernels: whether it computes their layers in
+    kernels of our own (see fused.py), where it can.
     Building one joins the weights of ``model`` (see StepWeights). Requests may come from several threads at once.
     """
 
@@ -137,6 +139,7 @@ class SpeechLM:
         look_every: int | None = None,
         prefix_bytes: int = 0,
         cuda_graphs: bool = True,
+        fused_kernels: bool = True,
     ) -> None:
         self._decoder = model.model
         self._head = sampling.SpeechHead(model.lm_head.weight, vocabulary)
@@ -146,7 +149,8 @@ class SpeechLM:
         self.max_length = self._decoder.size.max_length
         on_cpu = self.device.type == "cpu"
         self._look_every = look_every or (_LOOK_EVERY_ON_CPU if on_cpu else _LOOK_EVERY_ELSEWHERE)
-        self._capture = None if on_cpu or not cuda_graphs else cuda_capture(self.device)
+        self._capture = None if on_cpu or not cuda_graphs else CudaCapture(self.device)
+        self._layers = layers_for(self._weights, self.device, wanted=fused_kernels)
         self._prefixes = PrefixStore(prefix_bytes)
         self._workspaces = Workspaces(self._new_workspace)
 
@@ -213,7 +217,7 @@ class SpeechLM:
         self._workspaces.clear()
 
     def _new_workspace(self, batch: int, capacity: int) -> Workspace:
-        return Workspace(self._weights, self._head, batch, capacity, self._capture)
+        return Workspace(self._weights, self._head, batch, capacity, self._capture, self._layers)
 
     def _limit(self, prompt: int, max_tokens: int) -> int:
         """Return how many ids to draw: whole groups, and one more where it may still turn out to be the end."""
@@ -238,7 +242,7 @@ class SpeechLM:
             return []
         params = replace(params, seed=None, max_tokens=None)  # what is left is what a step depends on
         started = time.perf_counter()
-        with self._workspaces.lend(len(rows), max(row.length(row.limit) for row in rows)) as workspace:
+        with self._workspaces.lend(self._rounded(len(rows)), max(row.length(row.limit) for row in rows)) as workspace:
             self._read(rows, workspace.state, listeners)
             prefilled = time.perf_counter()
             self._decode(rows, workspace, params, listeners)
@@ -285,7 +289,7 @@ class SpeechLM:
         live = list(rows)
         state = workspace.state
         most, seen = sum(row.limit for row in rows), 0
-        step = workspace.step(len(live), params)
+        step = self._step(live, workspace, params)
         step.draw(self._head.choice(0))
         drawn = 1
         while True:
@@ -302,10 +306,25 @@ class SpeechLM:
                     live = _closed_up(live, state)
                     if not live:
                         return
-                    step = workspace.step(len(live), params)
+                    step = self._step(live, workspace, params)
             keys = KeyValueCache.rounded(max(row.length(drawn) for row in live))
             step.run(keys, self._head.choice(drawn))
             drawn += 1
+
+    def _step(self, live: list[_Row], workspace: Workspace, params: SamplingParams) -> Step:
+        """Return the step of the rows that go on; what it computes beside them, nobody looks at."""
+        rows = self._rounded(len(live))
+        for idle in range(len(live), rows):
+            workspace.state.rest(idle)
+        return workspace.step(rows, params)
+
+    def _rounded(self, rows: int) -> int:
+        """Return how many rows a step computes for so many sequences.
+
+        Where steps are captured, a power of two: each number of rows needs graphs of its own, and on a GPU capturing
+        them takes longer than computing some rows for nothing. Elsewhere no more than there are.
+        """
+        return rows if self._capture is None else 1 << (rows - 1).bit_length()
 
 
 def _closed_up(live: list[_Row], state: DecodeState) -> list[_Row]:

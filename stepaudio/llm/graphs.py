@@ -15,19 +15,28 @@ Capture = Callable[[Work], Work]
 """Makes of some work a replay, which does the same with the same tensors. The work is not done by capturing it."""
 
 
-def cuda_capture(device: torch.device) -> Capture:
-    """Return what captures work on a CUDA ``device``. All its graphs share one pool of memory."""
-    with torch.cuda.device(device):
-        pool = torch.cuda.graph_pool_handle()
+class CudaCapture:
+    """Captures work on a CUDA device. All its graphs share one pool of memory."""
 
-    def capture(work: Work) -> Work:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
+            # The pool exists as long as there is a graph in it, and must not be used again after that. So a first
+            # graph, of nothing much, stays: all others may go with the work they were captured of.
+            self._room = torch.zeros(1, device=device)
+            self._first = self._captured(self._room.zero_)
+
+    def __call__(self, work: Work) -> Work:
+        """Return what replays ``work``."""
+        return self._captured(work).replay
+
+    def _captured(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         # Only what this thread does is watched: another one may well be speaking the words drawn so far.
-        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
             work()
-        return graph.replay
-
-    return capture
+        return graph
 
 
 class Captured:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from stepaudio.errors import Cancelled
 from stepaudio.llm.graphs import Capture
+from stepaudio.llm.layers import LayersMaker, PlainLayers
 from stepaudio.llm.sampling import SpeechHead
 from stepaudio.llm.step import DecodeState, Step, StepWeights
 from stepaudio.types import SamplingParams
@@ -21,16 +22,24 @@ _FREE_KEPT = 2
 class Workspace:
     """A DecodeState and the steps that were made for it, the latest used."""
 
-    def __init__(self, weights: StepWeights, head: SpeechHead, batch: int, capacity: int, capture: Capture | None):
+    def __init__(
+        self,
+        weights: StepWeights,
+        head: SpeechHead,
+        batch: int,
+        capacity: int,
+        capture: Capture | None,
+        layers: LayersMaker = PlainLayers,
+    ) -> None:
         self.state = DecodeState(weights, batch, capacity)
-        self._weights, self._head, self._capture = weights, head, capture
+        self._weights, self._head, self._capture, self._layers = weights, head, capture, layers
         self._steps: OrderedDict[tuple[int, SamplingParams], Step] = OrderedDict()
 
     def step(self, rows: int, params: SamplingParams) -> Step:
         """Return the step of the first ``rows`` sequences."""
         key = (rows, params)
         if key not in self._steps:
-            self._steps[key] = Step(self._weights, self._head, self.state, rows, params, self._capture)
+            self._steps[key] = Step(self._weights, self._head, self.state, rows, params, self._capture, self._layers)
         self._steps.move_to_end(key)
         if len(self._steps) > _STEPS_KEPT:
             self._steps.popitem(last=False)

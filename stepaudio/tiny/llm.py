@@ -43,6 +43,9 @@ CHAT_TEMPLATE = (
     "{{ m['content'] + '<|EOT|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|BOT|> assistant\\n' }}{% endif %}"
 )
 _EMBEDDING_STD = 1.0
+MOST_DRAWN = 2**22 + 1
+"""Numbers that are drawn for a tensor; a larger one repeats them, because billions would take minutes. Odd, so that
+no two rows of a matrix begin at the same place."""
 TINY_SIZES: Mapping[str, int] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -78,7 +81,7 @@ def write_llm(
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in Step1ForCausalLM(Step1Config(**config)).state_dict().items()}
     generator = torch.Generator().manual_seed(seed)
-    state = {name: _random(name, shape, generator).to(dtype) for name, shape in shapes.items()}
+    state = {name: _random(name, shape, generator, dtype) for name, shape in shapes.items()}
     state["lm_head.weight"][_END] = 0.0
     save_file(state, folder / SHARD, metadata={"format": "pt"})
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
@@ -86,11 +89,13 @@ def write_llm(
     _write_json(folder / INDEX_FILE, index)
 
 
-def _random(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+def _random(name: str, shape: torch.Size, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
     if name.endswith("norm.weight"):
-        return torch.ones(shape)
+        return torch.ones(shape, dtype=dtype)
     std = _EMBEDDING_STD if "embed" in name else shape[-1] ** -0.5
-    return torch.randn(shape, generator=generator) * std
+    count = shape.numel()
+    noise = (torch.randn(min(count, MOST_DRAWN), generator=generator) * std).to(dtype)
+    return noise.repeat(-(-count // len(noise)))[:count].view(shape)
 
 
 def _write_tokenizer(folder: Path) -> int:

@@ -25,9 +25,12 @@ from stepaudio.bench.folders import llm_sizes
 from stepaudio.encoder.paraformer import load_linguistic
 from stepaudio.llm import generate
 from stepaudio.llm.attention import KeyValueCache
+from stepaudio.llm.fused import FusedLayers
 from stepaudio.llm.generate import SpeechLM
+from stepaudio.llm.layers import LayersMaker, PlainLayers
 from stepaudio.llm.loading import load_step1
 from stepaudio.llm.model import Step1ForCausalLM
+from stepaudio.llm.network import Decoder, Dimensions
 from stepaudio.llm.sampling import SpeechHead
 from stepaudio.llm.step import DecodeState, Step, StepWeights
 from stepaudio.loading import Engine, load_engine
@@ -176,12 +179,12 @@ def _any_id(model: Step1ForCausalLM, prompt: list[int], draws: int, size: int) -
 
 
 class Speakers:
-    """One language model on the CPU and on the GPU, there with graphs and without."""
+    """One language model on the CPU and on the GPU: there as the product has it, and in torch's operations alone."""
 
     def __init__(self, model: Step1ForCausalLM, vocabulary: SpeechVocabulary, gpu: torch.device) -> None:
         there = copy.deepcopy(model).to(gpu)
         self.here = SpeechLM(model, vocabulary)
-        self.plain = SpeechLM(there, vocabulary, cuda_graphs=False)
+        self.plain = SpeechLM(there, vocabulary, cuda_graphs=False, fused_kernels=False)
         self.graphs = SpeechLM(copy.deepcopy(there), vocabulary)
 
 
@@ -222,6 +225,7 @@ def test_a_layer_of_the_real_width_speaks_as_on_the_cpu(
     write_llm(tmp_path, 5, llm_sizes(3072, 8192, 48, 4, 1))
     vocabulary = SpeechTokenizer.load(tmp_path / "tokenizer.model").vocabulary
     speakers = Speakers(load_step1(tmp_path, CPU, torch.float32), vocabulary, gpu)
+    assert (speakers.graphs._layers is FusedLayers) == (gpu.type == "cuda"), "the kernels that are to be proved"
     expected = said(speakers.here, params, [1, 2])
     assert said(speakers.plain, params, [1, 2]) == expected
     assert said(speakers.graphs, params, [1, 2]) == expected
@@ -235,6 +239,42 @@ def test_graphs_change_nothing_in_bfloat16_either(tmp_path: Path, gpu: torch.dev
     plain = SpeechLM(copy.deepcopy(model), vocabulary, cuda_graphs=False)
     graphs = SpeechLM(model, vocabulary)
     assert said(graphs, params, [1, 2]) == said(plain, params, [1, 2])
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("lengths", [[30], [2300], [5, 120, 31]])
+def test_the_fused_layers_compute_what_the_plain_ones_do(
+    cuda: torch.device, dtype: torch.dtype, atol: float, lengths: list[int]
+) -> None:
+    """In bfloat16 a state (of size about 1) is rounded at some forty places on its way, in another order each."""
+    size = Dimensions(
+        vocabulary=120, hidden=768, intermediate=1100, layers=2, heads=12, groups=2, norm_eps=1e-5, max_length=4096
+    )
+    with torch.inference_mode(mode=False):
+        torch.manual_seed(1)
+        decoder = Decoder(size).to(cuda, dtype).requires_grad_(False)
+        head = SpeechHead(
+            torch.randn(120, 768, device=cuda, dtype=dtype), SpeechVocabulary(range(10, 60), range(60, 120), 3)
+        )
+        weights = StepWeights(decoder)
+    prompts = [torch.randint(4, 120, (length,)).tolist() for length in lengths]
+
+    def states(layers: LayersMaker) -> tuple[torch.Tensor, torch.Tensor]:
+        state = DecodeState(weights, len(lengths), max(lengths) + 20)
+        for row, prompt in enumerate(prompts):
+            hidden = decoder(torch.tensor([prompt], device=cuda), cache=state.cache.row(row))[0, -1]
+            state.begin(row, prompt, hidden, torch.zeros(20, dtype=torch.float64))
+        step = Step(weights, head, state, len(lengths), GREEDY, None, layers)
+        seen = []
+        for number in range(12):
+            state.newest[:] = 10 + number  # the same ids for both, whatever they draw
+            step.run(KeyValueCache.rounded(max(lengths) + number + 1), 0)
+            seen.append(state.normed.float().clone())
+        return torch.stack(seen), state.cache.cells
+
+    (plain, cells), (fused, fused_cells) = states(PlainLayers), states(FusedLayers)
+    torch.testing.assert_close(fused, plain, atol=atol, rtol=0)
+    torch.testing.assert_close(fused_cells, cells, atol=atol, rtol=0)
 
 
 def test_between_two_looks_the_host_neither_waits_nor_allocates(
