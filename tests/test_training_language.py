@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from stepaudio.llm.loading import load_step1
 from stepaudio.prompts import PromptBuilder, SpeechTokenizer, layout_of
@@ -140,12 +141,27 @@ def test_padding_changes_no_loss_and_the_loss_reaches_every_weight(folder: Path)
     model = Trainee(size_of(writer.tokenizer.size))
     first, second = (writer.row(said("s", 20, n), said("s", 20 + 30 * n, n + 5)) for n in (0, 1))
     with torch.no_grad():
-        alone = [float(loss_of(model, Sheet.of([row]))) for row in (first, second)]
+        alone = [float(loss_of(model, Sheet.of([row]), writer.tokenizer.vocabulary)) for row in (first, second)]
         counts = [int(row.written.sum()) for row in (first, second)]
-        together = float(loss_of(model, Sheet.of([first, second])))
+        together = float(loss_of(model, Sheet.of([first, second]), writer.tokenizer.vocabulary))
     assert together == pytest.approx(np.average(alone, weights=counts), rel=5e-3)  # bfloat16; phonemes lack the end id
-    loss_of(model, Sheet.of([first, second])).backward()
+    loss_of(model, Sheet.of([first, second]), writer.tokenizer.vocabulary).backward()
     assert [name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()] == []
+
+
+def test_the_loss_of_an_id_is_among_those_that_may_stand_in_its_place(folder: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = SpeechTokenizer.load(folder / "tokenizer.model")
+    vocabulary, model = tokenizer.vocabulary, Trainee(size_of(tokenizer.size))
+    wanted = torch.tensor([vocabulary.linguistic[5], vocabulary.semantic[7], vocabulary.end])
+    states = torch.randn(3, language.HIDDEN)
+    logits = model.lm_head(states)
+    first = [*vocabulary.linguistic, vocabulary.end]
+    expected = [
+        F.cross_entropy(logits[row][list(legal)], torch.tensor(list(legal).index(int(wanted[row]))))
+        for row, legal in enumerate((first, vocabulary.semantic, first))
+    ]
+    torch.testing.assert_close(model.mistaken(states, wanted, vocabulary), torch.stack(expected).mean())
 
 
 def test_a_prompt_is_another_clip_of_the_voice() -> None:
@@ -170,5 +186,5 @@ def test_the_export_is_loaded_by_the_product_and_gives_the_logits_of_training(fo
     ids = torch.randint(0, tokenizer.size, (1, 40))
     with torch.no_grad():
         found = loaded(ids).logits[0, :-1]
-        expected, _ = model(ids, torch.ones_like(ids, dtype=torch.bool))
+        expected = model.lm_head(model(ids, torch.ones_like(ids, dtype=torch.bool))[0])
     torch.testing.assert_close(found, expected * language.SHARPENED, atol=1e-2, rtol=1e-2)

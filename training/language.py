@@ -33,6 +33,7 @@ from stepaudio.tokens import (
     ROWS_PER_GROUP,
     ROWS_PER_SECOND,
     SEMANTIC_ROW_OFFSET,
+    SpeechVocabulary,
     interleave,
 )
 from stepaudio.types import SpeechTokens
@@ -230,9 +231,27 @@ class Trainee(nn.Module):
             attention.register_forward_pre_hook(lambda _, inputs, layer=layer: self.seen.update({layer: inputs[0]}))
 
     def forward(self, ids: torch.Tensor, written: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits (n, vocabulary) and phoneme logits (n, CLASSES) where the next id is ``written`` (B, T)."""
+        """Return states (n, D) and phoneme logits (n, CLASSES) where the next id is ``written`` (B, T)."""
         states = self.model(ids[:, :-1])[written[:, 1:]]
-        return self.lm_head(states), self.phone(states)
+        return states, self.phone(states)
+
+    def mistaken(self, states: torch.Tensor, wanted: torch.Tensor, vocabulary: SpeechVocabulary) -> torch.Tensor:
+        """Return the mean cross-entropy of the ids ``wanted`` int64 (n,), among those that are legal in their place.
+
+        Others are never drawn (stepaudio.llm.sampling), so nothing is to be learned, or computed, of them. The end
+        counts as legal in every place of a linguistic id.
+        """
+        weight = self.lm_head.weight
+        linguistic, semantic = (weight[kind.start : kind.stop] for kind in (vocabulary.linguistic, vocabulary.semantic))
+        is_semantic = (wanted >= vocabulary.semantic.start) & (wanted < vocabulary.semantic.stop)
+        place = torch.where(wanted == vocabulary.end, len(linguistic), wanted - vocabulary.linguistic.start)
+        first = F.linear(states[~is_semantic], torch.cat((linguistic, weight[vocabulary.end][None])))
+        second = F.linear(states[is_semantic], semantic)
+        total = F.cross_entropy(first.float(), place[~is_semantic], reduction="sum")
+        total = total + F.cross_entropy(
+            second.float(), wanted[is_semantic] - vocabulary.semantic.start, reduction="sum"
+        )
+        return total / len(wanted)
 
     def astray(self, read: torch.Tensor, spoken: torch.Tensor) -> torch.Tensor:
         """Return how little the guided heads looked at the word that they were writing, in the last forward().
@@ -296,14 +315,14 @@ class Sheet:
         return Sheet(*(one.to(device) for one in (self.ids, self.written, self.labels, self.read, self.spoken)))
 
 
-def loss_of(model: Trainee, sheet: Sheet) -> torch.Tensor:
+def loss_of(model: Trainee, sheet: Sheet, vocabulary: SpeechVocabulary) -> torch.Tensor:
     """Return the cross-entropy of the written ids, and that of their phonemes beside it."""
     sheet = sheet.to(home(model))
-    with torch.autocast(sheet.ids.device.type, torch.bfloat16):
-        logits, phones = model(sheet.ids, sheet.written)
-        astray = model.astray(sheet.read, sheet.spoken)
     chosen = sheet.written[:, 1:]
-    loss = F.cross_entropy(logits.float(), sheet.ids[:, 1:][chosen]) + GUIDE_SHARE * astray
+    with torch.autocast(sheet.ids.device.type, torch.bfloat16):
+        states, phones = model(sheet.ids, sheet.written)
+        astray = model.astray(sheet.read, sheet.spoken)
+        loss = model.mistaken(states, sheet.ids[:, 1:][chosen], vocabulary) + GUIDE_SHARE * astray
     known = sheet.labels[:, 1:][chosen]
     if (known != IGNORED).any():
         loss = loss + PHONE_SHARE * F.cross_entropy(phones.float(), known, ignore_index=IGNORED)
@@ -350,7 +369,8 @@ def train(work: Path, folder: Path, plan: Plan, course: Course, first: Path | No
         return Sheet.of([writer.row(partners.draw(clip, generator), clip) for clip in batch])
 
     sizes = [len(clip.numbers) + int(min(course.longest_prompt, 5) / GROUP_SECONDS * GROUP) + 50 for clip in clips]
-    run(model, clips, sizes, lambda sheet, _: loss_of(model, sheet), out / "checkpoint.pt", plan, prepared)
+    vocabulary = writer.tokenizer.vocabulary
+    run(model, clips, sizes, lambda sheet, _: loss_of(model, sheet, vocabulary), out / "checkpoint.pt", plan, prepared)
 
 
 def export(work: Path, folder: Path) -> None:
