@@ -217,7 +217,7 @@ def test_a_measurement_is_written_part_by_part_and_goes_on_from_what_is_there(tm
         return {name: ("", lambda name=name: part(name)) for name in suite.PARTS}
 
     monkeypatch.setattr(suite, "_parts", parts)
-    monkeypatch.setattr(suite, "_assembled", lambda parts, plan, on_gpu: {"all": parts})
+    monkeypatch.setattr(suite, "assembled", lambda parts, **_: {"all": parts})
     flags = [*FLAGS, "--to", str(tmp_path)]
 
     def measure(*more: str):
