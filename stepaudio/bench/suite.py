@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SETTINGS = (
     *("models_dir", "weights", "device", "dtype", "tf32", "threads", "linguistic_engine", "linguistic_onnx_dir"),
-    *("cuda_graphs", "prefix_megabytes"),
+    *("cuda_graphs", "fused_kernels", "prefix_megabytes"),
 )
 
 
