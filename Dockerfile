@@ -77,6 +77,17 @@ RUN packages="$(python -c 'import sysconfig; print(sysconfig.get_path("purelib")
 # and one made under umask 077 would not be readable. It belongs to root: the program cannot change itself.
 FROM base AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# The language model's layers run in Triton kernels, and Triton builds what starts them with the C compiler that it
+# finds at run time. Without one the plain layers run, and slower. It costs some 190 MB, of several GB.
+USER root
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/* \
+    && install --directory --mode=1777 /var/tmp/triton
+USER 10001:10001
+# Any user that the container runs may write there; where the rest is read-only, docker-compose.yml mounts a tmpfs.
+ENV TRITON_CACHE_DIR=/var/tmp/triton
 COPY --from=libraries-cuda /opt/venv /opt/venv
 COPY --chmod=755 . .
 ARG VERSION=unknown

@@ -107,13 +107,14 @@ def load_engine(weights: WeightsFolder, settings: Settings, runtime: Runtime) ->
         synchronize=runtime.synchronize,
     )
     words = precision(weights, runtime)
+    summary = _summary(f"{words}{steps(lm)}", runtime, encoder, choice)
     transcriber = load_transcriber(
         getattr(encoder.linguistic, "funasr", None),
         whisper_dir=settings.whisper_dir,
         trained=weights.card.speaks,
         device=runtime.device,
     )
-    return Engine(pipeline, encoder, weights, runtime, _summary(words, runtime, encoder, choice), transcriber, words)
+    return Engine(pipeline, encoder, weights, runtime, summary, transcriber, words)
 
 
 def linguistic_choice(settings: Settings) -> LinguisticChoice:
@@ -157,6 +158,7 @@ def load_language_model(weights: WeightsFolder, settings: Settings, runtime: Run
         prefix_bytes=settings.prefix_megabytes * 2**20,
         # bitsandbytes promises nothing about capturing its kernels.
         cuda_graphs=settings.cuda_graphs and not kind,
+        fused_kernels=settings.fused_kernels,
     )
     return prompts, lm
 
@@ -192,8 +194,8 @@ def part_loaders(weights: WeightsFolder, settings: Settings, runtime: Runtime) -
         return f"{CAMPPLUS}, {SpeakerEncoder(path, device=torch.device('cpu'), threads=runtime.threads).provider}"
 
     def language_model() -> str:
-        load_language_model(weights, settings, runtime)
-        return f"{weights.editx.name} on {runtime.device.type}, {precision(weights, runtime)}"
+        _, lm = load_language_model(weights, settings, runtime)
+        return f"{weights.editx.name} on {runtime.device.type}, {precision(weights, runtime)}{steps(lm)}"
 
     def vocoder() -> str:
         load_vocoder(weights.cosyvoice, runtime.device)
@@ -216,6 +218,13 @@ def precision(weights: WeightsFolder, runtime: Runtime) -> str:
         kept = "4 bits (AWQ)"
     name = _name(runtime.dtype) + (" with TF32" if runtime.tf32 and runtime.dtype == torch.float32 else "")
     return name if kept is None else f"{kept}, unpacked to {name} for each product"
+
+
+def steps(lm: SpeechLM) -> str:
+    """Return in brackets how a GPU computes the steps of ``lm``; nothing for a CPU, which has one way only."""
+    if lm.device.type == "cpu":
+        return ""
+    return f" ({'fused kernels' if lm.fused else 'plain layers'}, {'with' if lm.graphs else 'without'} CUDA graphs)"
 
 
 def _summary(precision: str, runtime: Runtime, encoder: ReferenceEncoder, choice: LinguisticChoice) -> str:

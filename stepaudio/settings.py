@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     )
     linguistic_onnx_dir: str = Field("", description="folder of the exported encoder; empty: the FunASR folder")
     cuda_graphs: bool = Field(True, description="a GPU replays the language model's steps as CUDA graphs")
+    fused_kernels: bool = Field(
+        True, description="a GPU computes the language model's layers in Triton kernels of our own (needs a C compiler)"
+    )
     prefix_megabytes: int = Field(
         256,
         ge=0,

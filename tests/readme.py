@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from stepaudio.bench import readme
-from stepaudio.bench.documents import filled, renew
+from stepaudio.bench.documents import filled, measured, renew
 from stepaudio.settings import markdown_table
 from tests.conftest import ROOT
 
@@ -14,8 +12,7 @@ README = ROOT / "README.md"
 
 def generated() -> dict[str, str]:
     """Return the text of each generated part by its name."""
-    results = json.loads((ROOT / "benchmarks" / "suite.json").read_text(encoding="utf-8"))
-    return {"settings": markdown_table(), **readme.blocks(results)}
+    return {"settings": markdown_table(), **readme.blocks(*measured(ROOT))}
 
 
 def renewed(text: str) -> str:

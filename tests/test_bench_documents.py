@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from string import Formatter
 
 import pytest
 
-from stepaudio.bench import documents, predecessor
+from stepaudio.bench import documents, predecessor, readme
 from stepaudio.bench.answer import answer
 from stepaudio.bench.markdown import seconds, table
-from stepaudio.bench.projection import project
+from stepaudio.bench.parts import PARTS, assembled, unfinished
+from stepaudio.bench.projection import from_decoding, project
 from stepaudio.bench.words import WORDS
 from stepaudio.errors import InvalidInput
 from tests.conftest import ROOT
@@ -34,10 +36,11 @@ def test_both_languages_have_the_same_words_and_places_for_figures():
         assert places(text) == places(WORDS["zh"][key]), key
 
 
-def test_both_languages_tell_the_same_figures():
-    def figures(text: str) -> list[str]:
-        return sorted(re.findall(r"\d+\.\d+", text))
+def figures(text: str) -> list[str]:
+    return sorted(re.findall(r"\d+\.\d+", text))
 
+
+def test_both_languages_tell_the_same_figures():
     english, chinese = answer(RESULTS, "en"), answer(RESULTS, "zh")
     assert figures(english) == figures(chinese)
     assert len(figures(english)) > 100
@@ -60,7 +63,7 @@ def test_the_reports_spread_is_that_of_its_two_hits():
 
 
 def test_every_committed_measurement_says_how_it_was_made():
-    names = ("suite", "full-size", "encode", "decode")
+    names = ("suite", "full-size", "full-size.parts", "encode", "decode")
     paths = [path for path in (ROOT / "benchmarks").glob("*.json") if path.stem in names]
     assert len(paths) >= 3
     for path in paths:
@@ -84,6 +87,108 @@ def test_the_projection_is_bytes_over_bandwidth():
     assert told["rows"]["W4A16"]["decode"] < row["decode"] / 3
     assert told["decode_share_measured"]
     assert not project()["decode_share_measured"]
+
+
+# A measurement at full size that is not finished.
+
+
+def record(*parts: str, on_gpu: bool = True) -> dict:
+    """Return what a run on a GPU would have written after these parts; the figures are those of the suite."""
+    told = copy.deepcopy(RESULTS["conditions"])
+    del told["load_after"]
+    told |= {"name": "full-size", "command": "python -m stepaudio bench --full-size", "device": "A GPU"}
+    told |= {"on_gpu": on_gpu, "weights": "random weights of size real"}
+    measured = {**RESULTS, **RESULTS["encoder"], "voices": RESULTS["scenarios"]["voices"]}
+    return {"conditions": told, "earlier": [], "parts": {name: measured[name] for name in parts}}
+
+
+@pytest.mark.parametrize(
+    "parts", [(), *((name,) for name in PARTS), *(PARTS[:count] for count in range(2, len(PARTS) + 1)), PARTS[1:]]
+)
+def test_whatever_parts_there_are_are_told_and_the_others_are_called_open(parts):
+    full = unfinished(record(*parts))
+    english, chinese = answer(RESULTS, "en", full), answer(RESULTS, "zh", full)
+    assert figures(english) == figures(chinese)
+    assert not re.search(r"\d\.\d{5}", english)
+    assert english.count("\n|") == chinese.count("\n|")
+    measured, missing = english.partition("## At full size")[2].split("## What is not measured here")
+    told = re.search(r"Measured: ([^\n]*)\.\n", measured)[1]
+    for name in PARTS:
+        words = WORDS["en"][f"part_{name}"]
+        assert (words in told) == (name in parts), name
+        assert (words in missing) == (name not in parts and name != "scaling"), name
+    shown = {
+        "clones": "first write",
+        "switches": "| Switch |",
+        "decoding": "One sequence",
+        "stream": "first sound after",
+    }
+    shown |= {"concurrency": "| At once |"}
+    assert {name for name, words in shown.items() if words in measured} == set(parts) & set(shown)
+    assert ("measured on the GPU below" in english) == ("decoding" in parts)
+    assert "Nothing here ran on a GPU" not in english
+    assert "--full-size --device cuda" in missing or set(PARTS) - set(parts) <= {"scaling"}
+    paragraph = readme.blocks(RESULTS, full)["speed-gpu"]
+    assert bool(paragraph) == ("decoding" in parts)
+    assert ("is not measured on a GPU yet" in paragraph) == ("decoding" in parts and "clones" not in parts)
+
+
+def test_all_parts_are_a_whole_measurement():
+    whole = assembled(record(*PARTS)["parts"], small=False, on_gpu=False)
+    assert whole == {**{name: RESULTS[name] for name in whole}, "projection": whole["projection"]}
+    assert set(whole) == set(RESULTS) - {"conditions"}
+    answer({"conditions": RESULTS["conditions"], **whole}, "en")
+
+
+def test_parts_of_a_cpu_say_nothing_of_a_gpu():
+    full = unfinished(record("decoding", on_gpu=False))
+    text = answer(RESULTS, "en", full)
+    assert "Nothing here ran on a GPU" in text
+    assert "measured on the GPU" not in text
+    assert readme.blocks(RESULTS, full)["speed-gpu"] == ""
+
+
+def test_without_a_full_size_the_documents_are_those_of_the_suite():
+    text = answer(RESULTS, "en")
+    assert "## At full size" not in text
+    assert "Nothing here ran on a GPU" in text
+    assert "(assumed)" in text
+    assert readme.blocks(RESULTS, None)["speed-gpu"] == ""
+
+
+def test_parts_count_until_there_is_the_whole(tmp_path):
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "suite.json").write_text(json.dumps(RESULTS))
+    assert documents.measured(tmp_path) == (RESULTS, None)
+    (folder / "full-size.parts.json").write_text(json.dumps(record("decoding")))
+    _, full = documents.measured(tmp_path)
+    assert full is not None
+    assert full["measured"] == ["decoding"]
+    (folder / "full-size.json").write_text(json.dumps(RESULTS))
+    assert documents.measured(tmp_path) == (RESULTS, RESULTS)
+
+
+def test_a_notice_that_was_counted_as_a_wait_is_said_to_be_none():
+    """The bench that lists its waits does not count it; on a CPU there never was one."""
+    told = record("decoding")
+    words = "One of the waits counted in these"
+    told["parts"]["decoding"] = {**told["parts"]["decoding"], "synchronisations_per_id": 1 / 15}
+    assert words in answer(RESULTS, "en", unfinished(told))
+    told["parts"]["decoding"]["waits"] = ["called a synchronizing CUDA operation"]
+    assert words not in answer(RESULTS, "en", unfinished(told))
+    assert words not in answer(RESULTS, "en", unfinished(record("decoding")))
+
+
+def test_the_projection_takes_what_decoding_showed_on_a_gpu():
+    assert from_decoding(None) == project()
+    decoding = {"share_of_ceiling": 0.5, "batch": 16, "take": {"seconds": 1.0}, "takes": {"seconds": 2.0}}
+    told, before = from_decoding(decoding), project(share=0.5)
+    assert (told["decode_share"], told["takes_gain"]) == (0.5, 8.0)
+    row, assumed = told["rows"]["bfloat16"], before["rows"]["bfloat16"]
+    assert row["hit"] == assumed["hit"]
+    assert row["sixteen_takes_a_sound"] - assumed["sixteen_takes_a_sound"] == pytest.approx(row["decode"] / 16)
+    assert from_decoding({**decoding, "batch": 4}) == before
 
 
 def test_a_part_must_stand_in_the_text_once():

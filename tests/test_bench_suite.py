@@ -8,6 +8,7 @@ import json
 import statistics
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -124,6 +125,17 @@ def test_the_watch_for_waits_sees_one():
     assert waits.count == 1
 
 
+def test_the_notice_of_cudas_watch_is_no_wait(monkeypatch):
+    from stepaudio.bench.ceiling import CALLED, _cuda_waits
+
+    notice = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: warnings.warn(notice, stacklevel=2))
+    with _cuda_waits(True) as told:
+        warnings.warn(f"{CALLED} (Triggered internally at ...)", stacklevel=2)
+        warnings.warn("something else", stacklevel=2)
+    assert told == [f"{CALLED} (Triggered internally at ...)"]
+
+
 def test_the_scenarios_are_the_arithmetic_of_the_medians(measured):
     rows, told = measured["results"]["clones"]["rows"], measured["results"]["scenarios"]
     first, hit = rows["ours_first"]["seconds"], rows["ours_hit_2"]["seconds"]
@@ -205,7 +217,7 @@ def test_a_measurement_is_written_part_by_part_and_goes_on_from_what_is_there(tm
         return {name: ("", lambda name=name: part(name)) for name in suite.PARTS}
 
     monkeypatch.setattr(suite, "_parts", parts)
-    monkeypatch.setattr(suite, "_assembled", lambda parts, plan, on_gpu: {"all": parts})
+    monkeypatch.setattr(suite, "assembled", lambda parts, **_: {"all": parts})
     flags = [*FLAGS, "--to", str(tmp_path)]
 
     def measure(*more: str):

@@ -105,8 +105,9 @@ def imported(paths: list[Path]) -> set[str]:
     return names
 
 
-OPTIONAL = {"bitsandbytes"}
-"""What only a setting asks for; its absence is one sentence, see tests/test_variants.py."""
+OPTIONAL = {"bitsandbytes", "triton"}
+"""What only a setting asks for, and what torch brings along where it has CUDA; the absence of either is one sentence,
+see tests/test_variants.py and tests/test_llm_fused.py."""
 
 
 def test_every_library_that_the_product_imports_is_a_requirement():
@@ -196,9 +197,22 @@ def test_libraries_depend_on_the_requirements_alone_and_use_a_pip_cache(image):
     assert installing[-1].endswith("pip install --requirement requirements.txt")
 
 
-@pytest.mark.parametrize("image", IMAGES)
-def test_the_image_holds_no_compiler(image):
-    assert not re.search(r"\bgcc\b|build-essential|clang|cmake", " ".join(rest for _, rest in whole(image)))
+def test_only_the_image_whose_kernels_are_built_where_they_run_holds_a_compiler():
+    """Triton calls it; see stepaudio/llm/fused.py."""
+    compiler = re.compile(r"\bgcc\b|build-essential|clang|cmake")
+    assert not compiler.search(" ".join(rest for _, rest in whole("cpu")))
+    (installing,) = [rest for word, rest in whole("cuda") if word == "RUN" and compiler.search(rest)]
+    assert "install --yes --no-install-recommends gcc libc6-dev" in installing
+
+
+def test_what_triton_builds_can_be_written_and_executed_by_any_user():
+    """In a tmpfs Docker lets nothing be executed unless asked to; /tmp, which holds what users sent, stays so."""
+    (folder,) = [rest.partition("TRITON_CACHE_DIR=")[2] for word, rest in whole("cuda") if "TRITON_CACHE_DIR" in rest]
+    assert any(f"install --directory --mode=1777 {folder}" in rest for word, rest in whole("cuda") if word == "RUN")
+    temporary = dict(entry.split(":") for entry in COMPOSE["services"]["step-audio-ui-opt-gpu"]["tmpfs"])
+    assert "exec" in temporary[folder].split(",")
+    assert "exec" not in temporary["/tmp"].split(",")
+    assert folder not in str(COMPOSE["services"]["step-audio-ui-opt"])
 
 
 def test_only_the_cpu_image_takes_torch_from_the_cpu_index():
@@ -354,7 +368,7 @@ def test_a_small_init_is_the_first_process(image):
 def test_nothing_but_volumes_and_temporary_files_can_be_written(name):
     service = COMPOSE["services"][name]
     assert service["read_only"] is True
-    (temporary,) = service["tmpfs"]
+    (temporary,) = [entry for entry in service["tmpfs"] if entry.startswith("/tmp:")]
     # Room for all uploads, and as much again for what libraries keep there.
     size = int(re.search(r"size=(\d+)g", temporary)[1]) * 1024
     assert size >= 2 * Settings.model_fields["temp_megabytes"].default

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from stepaudio.device import Runtime
 from stepaudio.errors import WeightsError
 from stepaudio.llm.compressed import read_weight, scheme_of
 from stepaudio.llm.loading import load_step1
-from stepaudio.loading import choose, part_loaders, precision
+from stepaudio.loading import choose, part_loaders, precision, steps
 from stepaudio.service import Service
 from stepaudio.settings import Settings
 from stepaudio.tiny.awq import GROUP, write_awq
@@ -210,6 +211,24 @@ def test_tf32_is_told_of_each_part_that_has_it(folder, dtype, tf32, expected):
     loaders = part_loaders(weights, Settings(), runtime)
     assert loaders["Flow and HiFT"]().endswith("float32 with TF32" if tf32 else "float32")
     assert "TF32" not in loaders["FunASR encoder"]()
+
+
+@pytest.mark.parametrize(
+    ("device", "fused", "graphs", "expected"),
+    [
+        ("cuda", True, True, " (fused kernels, with CUDA graphs)"),
+        ("cuda", False, False, " (plain layers, without CUDA graphs)"),
+        ("cpu", False, False, ""),
+    ],
+)
+def test_how_a_gpu_computes_its_steps_is_told(device, fused, graphs, expected):
+    lm = SimpleNamespace(device=torch.device(device), fused=fused, graphs=graphs)
+    assert steps(lm) == expected
+
+
+def test_a_cpu_has_neither_fused_kernels_nor_graphs(make):
+    lm = make("base", fused_kernels=True, cuda_graphs=True).pipeline._lm
+    assert (lm.fused, lm.graphs) == (False, False)
 
 
 def test_the_page_lists_the_variants_with_their_reasons_in_both_languages(make, tmp_path):

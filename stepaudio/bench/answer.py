@@ -17,7 +17,7 @@ WAYS = ("baseline", "baseline_cached", "ours")
 
 
 def answer(results: Results, language: Language, full: Results | None = None) -> str:
-    """Return the whole document; ``full``: the results at full size, where there are any."""
+    """Return the whole document; ``full``: the results at full size, where there are any (see parts.unfinished)."""
     words = WORDS[language]
     told, report = results["conditions"], results["report"]
     lines = [
@@ -63,12 +63,11 @@ def answer(results: Results, language: Language, full: Results | None = None) ->
         f"## {words['encoder']}",
         "",
         *encoder_table(results, language),
-        *_projection((full or results)["projection"], report, language),
+        *_projection(results, full, language),
         *(_full(full, language) if full else []),
         f"## {words['open']}",
         "",
-        *([] if (full or results)["conditions"]["on_gpu"] else [f"- {words['open_gpu']}"]),
-        *([f"- {words['open_random']}"] if "random" in told["weights"] else []),
+        *_open(results, full, language),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -88,12 +87,10 @@ def conditions(results: Results, language: Language) -> list[str]:
             dtype=told["dtype"],
             tf32=", TF32" if told["tf32"] else "",
         ),
-        words["what"].format(
-            reference_seconds=plan["reference_seconds"],
-            sound_seconds=results["clones"]["sound_seconds"],
-            flow_steps=plan["flow_steps"],
-            runs=plan["runs"],
-        ),
+        # Only clones say how long their sounds really were; and one part may take fewer runs than another.
+        words["what"].format(**{**plan, "sound_seconds": results["clones"]["sound_seconds"]})
+        if "clones" in results
+        else words["planned"].format(**plan),
         words["when"].format(
             commit=told["commit"][:10],
             dirty=words["dirty"] if told["uncommitted_changes"] else "",
@@ -314,8 +311,12 @@ def _scenarios(results: Results, language: Language) -> list[str]:
 
 def live(results: Results, language: Language) -> list[str]:
     """Return first sound and streaming, and several requests at a time."""
+    return [*_stream(results, language), *_queue(results, language)]
+
+
+def _stream(results: Results, language: Language) -> list[str]:
     words, stream = WORDS[language], results["stream"]
-    told = words["stream_note"].format(
+    note = words["stream_note"].format(
         first=stream["first_sound"],
         seconds=stream["stream"]["seconds"],
         sound=stream["sound_seconds"],
@@ -324,6 +325,11 @@ def live(results: Results, language: Language) -> list[str]:
         whole=stream["whole"]["seconds"],
         whole_rtf=stream["whole"]["rtf"],
     )
+    return [note, ""]
+
+
+def _queue(results: Results, language: Language) -> list[str]:
+    words = WORDS[language]
     rows = [
         [
             str(row["clients"]),
@@ -334,7 +340,7 @@ def live(results: Results, language: Language) -> list[str]:
         for row in results["concurrency"]
     ]
     heads = [words[key] for key in ("clients", "median", "longest", "per_minute")]
-    return [told, "", *table(heads, rows, left=0), words["queue_note"], ""]
+    return [*table(heads, rows, left=0), words["queue_note"], ""]
 
 
 def decoding(results: Results, language: Language) -> list[str]:
@@ -355,6 +361,9 @@ def decoding(results: Results, language: Language) -> list[str]:
     ]
     if read < 100e6 and not results["conditions"]["on_gpu"]:
         lines.append(words["decode_cached"])
+    # A bench that lists the waits it counts does not count the notice among them.
+    if results["conditions"]["on_gpu"] and told["synchronisations_per_id"] and "waits" not in told:
+        lines.append(words["decode_notice"].format(watched=told["watched"]))
     one, together = told["one_by_one"], told["together"]
     batch = words["batch_note"].format(
         batch=told["batch"],
@@ -393,24 +402,30 @@ def encoder_table(results: Results, language: Language) -> list[str]:
     return [note, "", *table(heads, rows), hits, ""]
 
 
-def _projection(told: Results, report: Results, language: Language) -> list[str]:
-    words = WORDS[language]
+def _projection(results: Results, full: Results | None, language: Language) -> list[str]:
+    """Return what the real model should take, from what was measured at full size if anything was."""
+    words, told = WORDS[language], (full or results)["projection"]
+    kind = "share_assumed"
+    if told["decode_share_measured"]:
+        kind = "share_measured_below" if full else "share_measured_above"
     note = words["projection_note"].format(
         reference=told["reference_seconds"],
         sound=told["sound_seconds"],
         steps=told["flow_steps"],
         share=told["decode_share"],
-        share_kind=words["share_measured" if told["decode_share_measured"] else "share_assumed"],
+        share_kind=words[kind],
         bandwidth=told["card"]["bandwidth"] / 1e9,
         **told["shares"],
     )
+    if told.get("takes_gain"):
+        note += words["takes_measured"].format(gain=told["takes_gain"])
     rest = told["prefill"] + told["flow"] + told["hift"]
     rows = [
         [words[f"weights_{name}"], f"{row['decode']:.2f} s", f"{rest:.2f} s"]
         + [f"{row[key]:.2f} s" for key in ("hit", "miss", "sixteen_takes_a_sound")]
         for name, row in told["rows"].items()
     ]
-    theirs = report["clone_seconds"]
+    theirs = results["report"]["clone_seconds"]
     rows.append([words["report_row"], "", "", f"{theirs['hit_2']:.2f} s", f"{theirs['first_write']:.2f} s", ""])
     keys = ("precision", "projected_decode", "projected_rest", "projected_hit", "projected_miss", "projected_takes")
     return [
@@ -423,17 +438,41 @@ def _projection(told: Results, report: Results, language: Language) -> list[str]
 
 
 def _full(full: Results, language: Language) -> list[str]:
-    """Return the measurement at full size, in short."""
+    """Return the measurement at full size, in short; of one that is not finished, what it has."""
+    words, decode = WORDS[language], full.get("decoding")
+    lines = [f"## {words['full']}", ""]
+    if "missing" in full:
+        done = _names(full["measured"], language)
+        lines += [words["unfinished"].format(command=full["conditions"]["command"], parts=done), ""]
+    lines += conditions(full, language)
+    if decode:
+        runs = len(decode["one_by_one"]["all_seconds"])
+        lines += [words["decode_runs"].format(sequences=runs * decode["batch"], runs=runs), ""]
+    shown = {"clones": report_table, "switches": switch_table, "decoding": decoding}
+    if "missing" in full:  # a finished one has a document of its own, which shows these
+        shown |= {"stream": _stream, "concurrency": _queue}
+    return [*lines, *(line for name, part in shown.items() if name in full for line in part(full, language))]
+
+
+def _open(results: Results, full: Results | None, language: Language) -> list[str]:
+    """Return what nobody has measured yet."""
     words = WORDS[language]
-    lines = conditions(full, language)
-    return [
-        f"## {words['full']}",
-        "",
-        *lines,
-        *report_table(full, language),
-        *switch_table(full, language),
-        *decoding(full, language),
-    ]
+    lines = []
+    if not any(one["conditions"]["on_gpu"] for one in (results, full) if one):
+        lines.append(words["open_gpu"])
+    elif full and full["conditions"]["on_gpu"]:
+        # The encoder by length is measured on the CPU in any case.
+        missing = [name for name in full.get("missing", []) if name != "scaling"]
+        if missing:
+            lines.append(words["open_parts"].format(parts=_names(missing, language)))
+    if "random" in results["conditions"]["weights"]:
+        lines.append(words["open_random"])
+    return [f"- {line}" for line in lines]
+
+
+def _names(parts: list[str], language: Language) -> str:
+    words = WORDS[language]
+    return words["comma"].join(words[f"part_{name}"] for name in parts)
 
 
 def _load(average: list[float]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stepaudio.bench import readme
 from stepaudio.bench.answer import Results, answer
+from stepaudio.bench.parts import unfinished
 from stepaudio.bench.words import Language
 from stepaudio.errors import InvalidInput
 
@@ -42,13 +43,22 @@ def renew(root: Path) -> None:
 
 def renewed(root: Path) -> dict[Path, str]:
     """Return what the documents should say, by their paths."""
+    results, full = measured(root)
+    texts = {root / DOCS / name: answer(results, language, full) for language, name in ANSWERS.items()}
+    readme_path = root / README
+    return {**texts, readme_path: filled(readme_path.read_text(encoding="utf-8"), readme.blocks(results, full))}
+
+
+def measured(root: Path) -> tuple[Results, Results | None]:
+    """Return the results of the suite and those at full size: all, or what an unfinished measurement has, or None."""
     results = _read(root, SUITE)
     if results is None:
         raise InvalidInput(f"There is no {SUITE}.json in {root / BENCHMARKS}: run the bench without --full-size first.")
     full = _read(root, FULL_SIZE)
-    texts = {root / DOCS / name: answer(results, language, full) for language, name in ANSWERS.items()}
-    readme_path = root / README
-    return {**texts, readme_path: filled(readme_path.read_text(encoding="utf-8"), readme.blocks(results))}
+    if full is None:
+        record = _read(root, f"{FULL_SIZE}.parts")
+        full = unfinished(record) if record else None
+    return results, full
 
 
 def filled(text: str, parts: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepaudio.bench.conditions import commit, cpu_model, has_uncommitted_changes, load_average
+from stepaudio.bench.parts import PARTS, assembled
 from stepaudio.errors import InvalidInput
 from stepaudio.settings import Settings
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 SETTINGS = (
     *("models_dir", "weights", "device", "dtype", "tf32", "threads", "linguistic_engine", "linguistic_onnx_dir"),
-    *("cuda_graphs", "prefix_megabytes"),
+    *("cuda_graphs", "fused_kernels", "prefix_megabytes"),
 )
 
 
@@ -61,13 +62,6 @@ FULL_ON_GPU = Plan(3, 6.0, 10.0, 10, (2.0, 10.0), 3, 10.0, few=1)
 
 FULL_ON_CPU = Plan(1, 2.0, 0.6, 2, (10.0,), 1, 10.0, exported=False, layers=2, batch=4)
 """The real networks, but two layers of the language model, short sounds, two Euler steps and one run."""
-
-
-PARTS = (
-    *("decoding", "clones", "batch", "stream", "hit", "switches", "concurrency", "variants", "engines", "voices"),
-    "scaling",
-)
-"""What is measured, in this order: what matters most comes first, in case the time runs out."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,7 +142,7 @@ def measure(args: argparse.Namespace, settings: Settings) -> dict[str, Any] | No
     if set(record.parts) != set(PARTS):
         return None
     conditions = {**record.conditions, "load_after": load_average(), "earlier": record.earlier}
-    return {"conditions": conditions, **_assembled(record.parts, plan, on_gpu=runtime.on_gpu)}
+    return {"conditions": conditions, **assembled(record.parts, small=plan.small, on_gpu=runtime.on_gpu)}
 
 
 def plan_of(args: argparse.Namespace, *, on_gpu: bool) -> Plan:
@@ -232,25 +226,6 @@ def _parts(bench: Workbench, case: Case, plan: Plan, runtime: Runtime) -> dict[s
         ),
     }
     return {name: told[name] for name in PARTS}
-
-
-def _assembled(parts: dict[str, Any], plan: Plan, *, on_gpu: bool) -> dict[str, Any]:
-    """Return the parts as the documents read them, with what is computed from them."""
-    from stepaudio.bench import predecessor, projection, scenarios
-
-    rows = parts["clones"]["rows"]
-    plain = ("clones", "switches", "decoding", "variants", "batch", "stream", "concurrency", "hit")
-    return {
-        **{name: parts[name] for name in plain},
-        "encoder": {"scaling": parts["scaling"], "engines": parts["engines"], "small": plan.small},
-        "scenarios": {
-            "one_voice": scenarios.one_voice(rows, parts["batch"]),
-            "a_day": scenarios.a_day(rows),
-            "voices": parts["voices"],
-        },
-        "report": predecessor.report(),
-        "projection": projection.project(share=parts["decoding"]["share_of_ceiling"] if on_gpu else None),
-    }
 
 
 def _weights(args: argparse.Namespace, plan: Plan, settings: Settings, folder: Path) -> WeightsFolder:

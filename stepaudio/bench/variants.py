@@ -46,4 +46,4 @@ def _lm(bench: Workbench, name: str) -> SpeechLM:
         pack_projections(model.model, kind, runtime.device)
         model.to(runtime.device)
     graphs = bench.settings.cuda_graphs and not kind
-    return SpeechLM(model, bench.vocabulary, cuda_graphs=graphs)
+    return SpeechLM(model, bench.vocabulary, cuda_graphs=graphs, fused_kernels=bench.settings.fused_kernels)

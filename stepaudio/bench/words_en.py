@@ -21,6 +21,8 @@ EN: dict[str, str] = {
     ),
     "what": "reference {reference_seconds:g} s, sound {sound_seconds:.2f} s, {flow_steps} flow steps; {runs} "
     "interleaved runs, medians",
+    "planned": "planned: reference {reference_seconds:g} s, sound {sound_seconds:g} s, {flow_steps} flow steps, "
+    "{runs} runs",
     "when": "commit `{commit}`{dirty}, {date}; load average {before} before, {after} after",
     "dirty": " with uncommitted changes",
     "loaded": (
@@ -181,11 +183,15 @@ EN: dict[str, str] = {
     "decode_note": (
         "One sequence: {rate:.0f} tokens a second ({ms:.3f} ms each). Copy bandwidth {bandwidth:.1f} GB/s, "
         "{megabytes:.1f} MB read for a token: ceiling {ceiling:.0f} tokens a second, **{share:.0%}** of it reached. "
-        "In steady state {allocations:g} allocations and {waits:g} host synchronisations a token."
+        "In steady state {allocations:g} allocations and {waits:.2g} host synchronisations a token."
     ),
     "decode_cached": (
         "Weights of this size fit into the processor's cache or nearly so: here the ceiling bounds nothing, and what "
         "costs is the number of operations."
+    ),
+    "decode_notice": (
+        "One of the waits counted in these {watched} tokens was none: the bench of that commit also counted the notice "
+        "with which torch's watch for waits begins."
     ),
     "batch_note": (
         "{batch} texts: {one:.3f} s one by one, {together:.3f} s side by side: **{factor:.1f} x** "
@@ -209,7 +215,9 @@ EN: dict[str, str] = {
         "{prefill:.0%}, flow {flow:.0%}, HiFT {hift:.0%}, encoder {encoder:.0%}; starting kernels is left out."
     ),
     "share_assumed": "assumed",
-    "share_measured": "measured on the GPU above",
+    "share_measured_above": "measured on the GPU above, of what it really copies",
+    "share_measured_below": "measured on the GPU below, of what it really copies",
+    "takes_measured": " 16 takes are decoded {gain:.1f} times as fast as one after another, as measured there.",
     "precision": "Weights",
     "weights_bfloat16": "bfloat16",
     "weights_W4A16": "4 bits, with a kernel that multiplies them packed (we have none)",
@@ -223,5 +231,24 @@ EN: dict[str, str] = {
     "open_gpu": "Nothing here ran on a GPU: CUDA graphs, TF32 and the figures of the full size on a GPU are open. "
     "`python -m stepaudio bench --full-size --device cuda --write` measures them.",
     "open_random": "The weights are random: time does not depend on what they hold, the sound does.",
+    "open_parts": "Of the real size this is not measured on a GPU yet: {parts}. "
+    "`python -m stepaudio bench --full-size --device cuda --write` measures all of it.",
     "full": "At full size",
+    "unfinished": (
+        "From [full-size.parts.json](../benchmarks/full-size.parts.json), which `{command}` wrote before it was ended. "
+        "Measured: {parts}."
+    ),
+    "decode_runs": "Decoding: the median of {sequences} sequences; several side by side: {runs} run(s).",
+    "comma": ", ",
+    "part_decoding": "decoding",
+    "part_clones": "whole clones",
+    "part_batch": "batches of clones",
+    "part_stream": "streams and their first sound",
+    "part_hit": "what a hit costs",
+    "part_switches": "each switch by itself",
+    "part_concurrency": "several requests at a time",
+    "part_variants": "the variants of the language model",
+    "part_engines": "the encoder's engines",
+    "part_voices": "voices that come back",
+    "part_scaling": "the encoder by length",
 }

@@ -16,6 +16,8 @@ ZH: dict[str, str] = {
     "weights": "权重：{weights}（语言模型：{millions:.1f} 百万参数，宽度 {width}，{layers} 层）；{dtype}{tf32}",
     "what": "参考音频 {reference_seconds:g} 秒，生成语音 {sound_seconds:.2f} 秒，flow {flow_steps} 步；"
     "交错运行 {runs} 次，取中位数",
+    "planned": "计划：参考音频 {reference_seconds:g} 秒，生成语音 {sound_seconds:g} 秒，flow {flow_steps} 步，"
+    "运行 {runs} 次",
     "when": "提交 `{commit}`{dirty}，{date}；平均负载：之前 {before}，之后 {after}",
     "dirty": "（含未提交的修改）",
     "loaded": (
@@ -169,9 +171,12 @@ ZH: dict[str, str] = {
     "decode_note": (
         "单个序列：每秒 {rate:.0f} 个令牌（每个 {ms:.3f} 毫秒）。拷贝带宽 {bandwidth:.1f} GB/s，每个令牌读取 "
         "{megabytes:.1f} MB：上限每秒 {ceiling:.0f} 个，达到 **{share:.0%}**。"
-        "稳态下每个令牌 {allocations:g} 次内存分配、{waits:g} 次主机同步。"
+        "稳态下每个令牌 {allocations:g} 次内存分配、{waits:.2g} 次主机同步。"
     ),
     "decode_cached": "这种大小的权重能（几乎）放进处理器缓存：这里的上限并不构成限制，代价在于算子的数量。",
+    "decode_notice": (
+        "这 {watched} 个令牌中计入的一次同步并不存在：该提交的测量程序把 torch 的同步监视器启动时给出的提示也算了进去。"
+    ),
     "batch_note": (
         "{batch} 段文本：逐段 {one:.3f} 秒，并排 {together:.3f} 秒：**{factor:.1f} 倍**"
         "（处理器时间 {processor:.1f} 倍）。"
@@ -195,7 +200,9 @@ ZH: dict[str, str] = {
         "{encoder:.0%}；未计算子启动的时间。"
     ),
     "share_assumed": "假定",
-    "share_measured": "在上述 GPU 上测得",
+    "share_measured_above": "在上述 GPU 上测得，相对于其实际拷贝带宽",
+    "share_measured_below": "在下述 GPU 上测得，相对于其实际拷贝带宽",
+    "takes_measured": "16 个版本并排解码的速度是逐个解码的 {gain:.1f} 倍，同样在那里测得。",
     "precision": "权重",
     "weights_bfloat16": "bfloat16",
     "weights_W4A16": "4 位，需要直接相乘的算子（我们没有）",
@@ -209,5 +216,24 @@ ZH: dict[str, str] = {
     "open_gpu": "这里没有任何部分在 GPU 上运行：CUDA 计算图、TF32 以及 GPU 上真实大小的数字尚待测量，命令为 "
     "`python -m stepaudio bench --full-size --device cuda --write`。",
     "open_random": "权重是随机的：时间与权重内容无关，声音则有关。",
+    "open_parts": "真实大小下，以下部分尚未在 GPU 上测量：{parts}。"
+    "全部测量的命令为 `python -m stepaudio bench --full-size --device cuda --write`。",
     "full": "真实大小",
+    "unfinished": (
+        "来自 [full-size.parts.json](../benchmarks/full-size.parts.json)，由 `{command}` 在中止之前写出。"
+        "已测量：{parts}。"
+    ),
+    "decode_runs": "解码：{sequences} 个序列的中位数；多个并排：运行 {runs} 次。",
+    "comma": "、",
+    "part_decoding": "解码",
+    "part_clones": "完整克隆",
+    "part_batch": "成批克隆",
+    "part_stream": "流式与首个声音",
+    "part_hit": "一次命中的代价",
+    "part_switches": "每个开关单独的收益",
+    "part_concurrency": "并发请求",
+    "part_variants": "语言模型的变体",
+    "part_engines": "编码器引擎",
+    "part_voices": "重复出现的声音",
+    "part_scaling": "编码器与长度",
 }

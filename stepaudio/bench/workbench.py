@@ -70,9 +70,15 @@ class Workbench:
         self.tokenizer = SpeechTokenizer.load(weights.editx / TOKENIZER_MODEL)
         self.prompts = PromptBuilder(self.tokenizer, layout_of(weights.editx), markers=settings.prompt_markers)
         self.model = load_step1(weights.editx, runtime.device, runtime.dtype)
-        self.step_lm = SpeechLM(self.model, self.vocabulary, cuda_graphs=settings.cuda_graphs)
-        self.keeping_lm = SpeechLM(
-            self.model, self.vocabulary, prefix_bytes=PREFIX_BYTES, cuda_graphs=settings.cuda_graphs
+        self.step_lm, self.keeping_lm = (
+            SpeechLM(
+                self.model,
+                self.vocabulary,
+                prefix_bytes=kept,
+                cuda_graphs=settings.cuda_graphs,
+                fused_kernels=settings.fused_kernels,
+            )
+            for kept in (0, PREFIX_BYTES)
         )
         self.plain_lm = PlainLM(self.model, self.vocabulary)
         self.vocoder = load_vocoder(weights.cosyvoice, runtime.device)

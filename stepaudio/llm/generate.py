@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stepaudio.errors import Cancelled, GenerationError, InvalidInput
 from stepaudio.llm import sampling
 from stepaudio.llm.attention import KeyValueCache
-from stepaudio.llm.fused import layers_for
+from stepaudio.llm.fused import FusedLayers, layers_for
 from stepaudio.llm.graphs import CudaCapture
 from stepaudio.llm.network import Decoder
 from stepaudio.llm.prefixes import PrefixStore
@@ -153,6 +153,16 @@ class SpeechLM:
         self._layers = layers_for(self._weights, self.device, wanted=fused_kernels)
         self._prefixes = PrefixStore(prefix_bytes)
         self._workspaces = Workspaces(self._new_workspace)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the layers of a step are computed in kernels of our own."""
+        return self._layers is FusedLayers
+
+    @property
+    def graphs(self) -> bool:
+        """Whether steps are replayed as CUDA graphs."""
+        return self._capture is not None
 
     def generate(
         self,
