@@ -15,8 +15,8 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.proof
 
 TEXTS, SEED = 6, 1
-MOST_WRONG = 0.6
-"""Above what training/results/clone.md has for the presets: a rough gate against weights that say no words at all."""
+MOST_WRONG = 0.35
+"""Above what training/results/clone.md has for the presets: a rough gate against weights that say far fewer words."""
 
 
 def test_most_words_that_the_presets_say_are_understood(tmp_path: Path) -> None:
