@@ -43,7 +43,7 @@ class Example:
     @property
     def frames(self) -> int:
         """Stacked frames, 16.67 a second."""
-        return (len(self.bank) + 2) // STRIDE
+        return frame_count(len(self.bank))
 
 
 def heard(samples: np.ndarray, rate: int) -> tuple[np.ndarray, int]:
@@ -71,6 +71,11 @@ def filterbank(samples: np.ndarray) -> torch.Tensor:
         sample_frequency=RATE,
     )
     return bank
+
+
+def frame_count(rows: int) -> int:
+    """Return how many stacked frames ``rows`` rows of a filterbank give."""
+    return (rows + 2) // STRIDE
 
 
 @functools.cache

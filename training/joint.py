@@ -23,7 +23,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
-from stepaudio.encoder import funasr_folder
 from stepaudio.tokens import (
     GROUP_SECONDS,
     LINGUISTIC_CODES,
@@ -40,7 +39,8 @@ from training.align import WORST, Alignments, aligned
 from training.align import write as write_alignments
 from training.codes import ROW_FRAMES, Spoken, read_spoken
 from training.command import DEVICES, begin
-from training.data import RATE, kaldi_centres, read_examples, stretched, whisper_centres
+from training.data import RATE, frame_count, kaldi_centres, read_examples, stretched, whisper_centres
+from training.exported import exported_frames, exported_tokenizer
 from training.flow import Trainee, prompt_of
 from training.linguistic import CONFIG, Quantised, Recogniser, assign
 from training.linguistic import augmented as other_bank
@@ -51,7 +51,7 @@ from training.shards import ClipRecord
 from training.sizes import flow_config
 from training.texts import held_out
 from training.trainer import Plan, best_weights, home, run
-from training.windows import Layout, frame_count, layout
+from training.windows import Layout, layout
 
 log = logging.getLogger(__name__)
 
@@ -218,25 +218,18 @@ def labels_of(clip: Whole, start: int, frames: int) -> np.ndarray:
     return frame_labels(record.phones, np.asarray(record.bounds) * (RATE / record.rate), centres)
 
 
-def frames_of_rows(first_frame: int, start: int, length: int) -> np.ndarray:
-    """Return the frame of each of ``length`` rows from ``start`` on, -1 for padding, int64 (length,).
+def heard_of(banks: list[torch.Tensor], mels: list[torch.Tensor], length: int) -> Heard:
+    """Return the features of some clips, of which the first ``length`` rows are to be looked at.
 
-    first_frame: where the clip's frames begin. The last row of a group has none (stepaudio.tokens.rows).
+    The last row of a group has no linguistic code (stepaudio.tokens.rows).
     """
-    row = np.arange(start, start + length)
-    group, place = row // ROWS_PER_GROUP, row % ROWS_PER_GROUP
-    return np.where(place < LINGUISTIC_PER_GROUP, first_frame + group * LINGUISTIC_PER_GROUP + place, -1)
-
-
-def heard_of(banks: list[torch.Tensor], mels: list[torch.Tensor], starts: list[int], length: int) -> Heard:
-    """Return the features of some clips, of which ``length`` rows from ``starts`` on are to be looked at."""
     counts = [len(bank) for bank in banks]
-    first = np.cumsum([0, *map(frame_count, counts)])
+    first = np.cumsum([0, *map(frame_count, counts)])[:, None]
     padded, lengths = gathered(mels)
-    longest = code_count(padded.shape[2])
-    frame = np.stack([frames_of_rows(int(n), start, length) for n, start in zip(first[:-1], starts, strict=True)])
-    frame = np.where(frame < 0, first[-1], frame)
-    state = np.stack([number * longest + start + np.arange(length) for number, start in enumerate(starts)])
+    row = np.arange(length)
+    group, place = row // ROWS_PER_GROUP, row % ROWS_PER_GROUP
+    frame = np.where(place < LINGUISTIC_PER_GROUP, first[:-1] + group * LINGUISTIC_PER_GROUP + place, first[-1])
+    state = np.arange(len(mels))[:, None] * code_count(padded.shape[2]) + row
     return Heard(torch.cat(banks), layout(counts), padded, lengths, torch.from_numpy(frame), torch.from_numpy(state))
 
 
@@ -289,7 +282,7 @@ def prepared(batch: list[Whole], generator: torch.Generator) -> Lesson:
     prompted = (draw(len(batch)) * 0.5 * frames * (draw(len(batch)) > 0.1)).long()
     labels = [labels_of(clip, begin_, frames) for clip, begin_ in zip(batch, begins, strict=True)]
     return Lesson(
-        heard=heard_of(banks, mels, [0] * len(batch), ROWS_PER_GROUP * groups),
+        heard=heard_of(banks, mels, ROWS_PER_GROUP * groups),
         mel=mel,
         prompt=torch.stack([prompt_of(one, int(n), generator) for one, n in zip(mel, prompted, strict=True)]),
         noise=torch.randn(mel.shape, generator=generator),
@@ -331,7 +324,7 @@ class _Found(Dataset[tuple[ClipRecord, float] | None]):
         clip = self._clips[place]
         record = clip.spoken.record
         bank, mel = (torch.from_numpy(np.asarray(one, np.float32)) for one in (clip.bank, clip.whisper))
-        rows = self._model.embedded(heard_of([bank], [mel], [0], clip.groups * ROWS_PER_GROUP))
+        rows = self._model.embedded(heard_of([bank], [mel], clip.groups * ROWS_PER_GROUP))
         with torch.autocast(rows.device.type, torch.bfloat16):
             phones = self._model.reader(self._model.trainee.flow.encoder(rows))[0]
         scores = phones.float().log_softmax(-1).numpy()
@@ -360,59 +353,6 @@ def align(work: Path, weights: Path, workers: int) -> None:
     write_alignments(work, kept)
     mean = float(np.mean([mean for _, mean in found]))
     log.info("%d of %d clips aligned, mean log-probability %.2f", len(kept), len(found), mean)
-
-
-def exported_frames(folder: Path) -> Quantised:
-    """Return encoder, statistics and centroids of an exported Step-Audio-Tokenizer."""
-    inner = folder / linguistic_export.FUNASR_FOLDER
-    lines = (inner / funasr_folder.CMVN).read_text(encoding="utf-8").splitlines()
-    shift, scale = (
-        torch.tensor([float(one) for one in line[line.index("[") + 1 : line.rindex("]")].split()])[
-            : CONFIG.input_size // 7
-        ]
-        for line in lines
-        if line.startswith("<LearnRateCoef>")
-    )
-    centroids = torch.from_numpy(np.load(folder / "linguistic_tokenizer.npy", allow_pickle=False))
-    model = Quantised(CONFIG, -shift, 1 / scale, centroids)
-    state = torch.load(inner / funasr_folder.WEIGHTS, weights_only=True)
-    prefix = "encoder."
-    encoder = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    model.encoder.load_state_dict(encoder)
-    return model
-
-
-def exported_tokenizer(path: Path) -> Tokenizer:
-    """Return the tokenizer of an exported speech_tokenizer_v1.onnx.
-
-    The exporter keeps the names of all weights but those of matrices, which are turned over and told by the bias that
-    is added to their product. What stands behind the bottleneck was not exported; nothing here needs it.
-    """
-    import onnx
-    from onnx import numpy_helper
-
-    graph = onnx.load(path).graph
-    stored = {one.name: numpy_helper.to_array(one).astype(np.float32) for one in graph.initializer}
-    stored |= {
-        node.output[0]: stored[node.input[0]]
-        for node in graph.node
-        if node.op_type == "Cast" and node.input[0] in stored
-    }
-    products = {
-        node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul" and node.input[1] in stored
-    }
-    found = dict(stored)
-    for node in graph.node:
-        if node.op_type == "Add":
-            bias = next((name for name in node.input if name.endswith(".bias")), None)
-            product = next((name for name in node.input if name in products), None)
-            if bias and product:
-                found[bias.removesuffix("bias") + "weight"] = stored[products[product]].T
-    model = Tokenizer()
-    inside = [name for name in model.state_dict() if not name.startswith("bottleneck.outside.")]
-    left = model.load_state_dict({name: torch.from_numpy(found[name].copy()) for name in inside}, strict=False)
-    assert all(name.startswith("bottleneck.outside.") for name in left.missing_keys)
-    return model
 
 
 def begun(weights: Path) -> Joint:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from stepaudio.encoder.sanm import CARRIED_FRAMES, NEW_FRAMES, WINDOW, SanmEncoder, attention_mask, positions
-from training.data import STACK, STRIDE
+from training.data import STACK, STRIDE, frame_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,6 @@ class Layout:
             part.to(device, non_blocking=True) for part in (self.stack, self.place, self.window, self.number)
         )
         return Layout(stack, place, window, number, self.longest)
-
-
-def frame_count(rows: int) -> int:
-    """Return how many stacked frames ``rows`` rows of a filterbank give."""
-    return (rows + 2) // STRIDE
 
 
 def layout(rows: Sequence[int]) -> Layout:
