@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stepaudio.bench.markdown import both, seconds, table
+from stepaudio.bench.parts import takes_gain
 from stepaudio.bench.targets import targets
 from stepaudio.bench.words import WORDS, Language
 
@@ -373,7 +374,7 @@ def decoding(results: Results, language: Language) -> list[str]:
         processor=one["processor"] / max(together["processor"], 1e-9),
         takes=told["takes"]["seconds"],
         take=told["take"]["seconds"],
-        takes_factor=told["batch"] * told["take"]["seconds"] / told["takes"]["seconds"],
+        takes_factor=takes_gain(told),
     )
     return [" ".join(lines), "", batch, ""]
 

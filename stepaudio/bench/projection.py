@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from stepaudio.bench.parts import takes_gain
+
 CARD_NAME = "NVIDIA L40S"
 CARD = {"bandwidth": 864e9, "fp32": 91.6e12, "tf32": 183e12, "bf16": 362e12}
 """Bytes a second and dense operations a second, from NVIDIA's data sheet."""
@@ -39,8 +41,8 @@ def from_decoding(decoding: dict[str, Any] | None) -> dict[str, Any]:
     """Return the projection with what decoding showed on a GPU; None: it was not measured on one."""
     if decoding is None:
         return project()
-    gain = decoding["batch"] * decoding["take"]["seconds"] / decoding["takes"]["seconds"]
-    return project(share=decoding["share_of_ceiling"], gain=gain if decoding["batch"] == TAKES else None)
+    gain = takes_gain(decoding) if decoding["batch"] == TAKES else None
+    return project(share=decoding["share_of_ceiling"], gain=gain)
 
 
 def project(

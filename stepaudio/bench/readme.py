@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stepaudio.bench import answer
 from stepaudio.bench.answer import Results
+from stepaudio.bench.parts import takes_gain
 from stepaudio.bench.words import Language
 
 ON_GPU = (
@@ -47,7 +48,7 @@ def _gpu(full: Results | None) -> str:
         bandwidth=decode["copy_bandwidth"] / 1e9,
         seconds=decode["milliseconds_per_id"] / 1e3 * 125 / 3,
         batch=decode["batch"],
-        gain=decode["batch"] * decode["take"]["seconds"] / decode["takes"]["seconds"],
+        gain=takes_gain(decode),
         allocations=decode["allocations_per_id"],
     )
     return paragraph + ("" if "clones" in full else f" {NO_CLONES}") + "\n"
