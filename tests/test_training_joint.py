@@ -62,9 +62,14 @@ def test_it_begins_with_the_codes_and_the_table_that_were_exported(
     assert float(same) > 0.9  # bfloat16 and the features' half precision turn a few codes
 
 
-def test_the_loss_reaches_both_encoders_and_the_flow(model: joint.Joint, clips: list[joint.Whole]) -> None:
+def test_the_loss_reaches_both_encoders_and_the_flow(
+    model: joint.Joint, clips: list[joint.Whole], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joint, "BATCH_ROWS", 90)
     model.train()
-    loss = joint.loss_of(model, joint.prepared(clips, torch.Generator().manual_seed(1)))
+    lesson = joint.prepared(clips, torch.Generator().manual_seed(1))
+    assert len(lesson.mel) == 2
+    loss = joint.loss_of(model, lesson)
     loss.backward()
     untaught = {name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()}
     model.zero_grad()

@@ -224,21 +224,63 @@ def test_the_adversary_learns_to_tell_made_from_real_and_teaches_the_difference(
     t = torch.arange(12000) / 24000
     true = 0.3 * torch.sin(2 * torch.pi * 300 * t)[None] + 0.01 * torch.randn(2, 12000)
     made = (0.1 * torch.randn(2, 12000)).requires_grad_()
-    adversary = Adversary()
+    adversary, known = Adversary(), torch.tensor([0.6, 1.0])
     own = torch.optim.AdamW(adversary.parameters(), 3e-3)
     losses = []
     for _ in range(12):
         own.zero_grad()
-        loss = own_loss(adversary, made, true, 600)
+        loss = own_loss(adversary, made, true, known)
         loss.backward()
         own.step()
         losses.append(float(loss))
     assert made.grad is None
     assert losses[-1] < 0.5 * losses[0]
-    to_learn = loss_of_made(adversary, made, true, 600)
+    to_learn = loss_of_made(adversary, made, true, known)
     to_learn.backward()
     assert made.grad is not None
-    assert float(to_learn) > 1.5 * float(loss_of_made(adversary, true + 0.001 * torch.randn(2, 12000), true, 600))
+    assert float(to_learn) > 1.5 * float(loss_of_made(adversary, true + 0.001 * torch.randn(2, 12000), true, known))
+
+
+def test_the_adversary_hears_nothing_above_what_is_known_of_a_clip() -> None:
+    torch.manual_seed(0)
+    adversary, t = Adversary(), torch.arange(12000) / 24000
+    low = 0.1 * torch.randn(1, 12000)
+    high = low + 3 * torch.hann_window(12000) * torch.sin(2 * torch.pi * 10000 * t)
+    narrow, wide = (
+        [float((one - other).abs().max()) for (one, _), (other, _) in zip(adversary(low, k), adversary(high, k), strict=True)]
+        for k in (torch.tensor([0.6]), torch.tensor([1.0]))
+    )
+    assert max(narrow) < 0.2 * max(wide)
+
+
+def test_sound_is_laid_together_as_the_product_does_it() -> None:
+    torch.manual_seed(0)
+    model = hift.HiFT(hift_config())
+    spectrum = torch.randn(2, model.config.n_fft + 2, 101)
+    torch.testing.assert_close(hift.samples_of(model, spectrum), model.samples(spectrum), atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_of_refining_teaches_the_generator_and_leaves_the_adversary_to_its_own_optimizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    rng = np.random.default_rng(0)
+    write_shard(tmp_path / "recordings", 0, [Clip("a", "s", 0.1 * rng.standard_normal(32000).astype(np.float32), 16000)])
+    (tmp_path / "acoustic" / "recordings").mkdir(parents=True)
+    rows = np.column_stack((rng.normal(-6, 1, (90, 80)), np.full(90, 150.0)))
+    np.save(tmp_path / "acoustic" / "recordings" / "shard-00000.npy", rows.astype(np.float16))
+    np.save(tmp_path / "acoustic" / "recordings" / "shard-00000.places.npy", np.array([[90, 0]]))
+    first = Path("models/mini") / export.EDITX / export.COSYVOICE
+    hift.refine(tmp_path, None, 1, first, hift.Course(batch=2))
+    state = torch.load(tmp_path / "hift" / "refined.pt", weights_only=True)
+    begun = hift.Generator(first)
+    taught = [name for name, _ in begun.named_parameters() if "f0_predictor" not in name]
+    assert len(state["optimizers"][0]["state"]) == len(taught)
+    same = [name for name, one in begun.named_parameters() if torch.equal(one, state["model"][f"generator.{name}"])]
+    assert same == [name for name, _ in begun.named_parameters() if "f0_predictor" in name]
+    torch.manual_seed(0)
+    untaught = Adversary().state_dict()
+    assert all(not torch.equal(one, state["model"][f"adversary.{name}"]) for name, one in untaught.items())
 
 
 def test_a_refined_generator_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

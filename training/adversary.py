@@ -1,19 +1,26 @@
 """What tells made sound from real sound, so that HiFT learns to be taken for it.
 
-A network looks at spectra of several resolutions (UnivNet's, Jang et al., arXiv 2106.07889) and marks every stretch;
-least squares (Mao et al., arXiv 1611.04076), and the distances of what the network sees on its way (Kumar et al.,
-MelGAN, arXiv 1910.06711). Small, because it is trained on a CPU.
+Networks look at spectra of several resolutions (UnivNet's, Jang et al., arXiv 2106.07889) and at every second, third,
+fifth ... sample (HiFi-GAN's, Kong et al., arXiv 2010.05646), and mark every stretch; least squares (Mao et al., arXiv
+1611.04076), and the distances of what the networks see on their way (Kumar et al., MelGAN, arXiv 1910.06711).
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 RESOLUTIONS = ((1024, 256), (512, 128), (256, 64))
-CHANNELS = 12
+PERIODS = (2, 3, 5, 7, 11)
+CHANNELS = 24
 SLOPE = 0.1
+LOW_SHARE = 2 / 3
+"""Of the rate of the samples: at which those are judged of which every so manieth is looked at. Two thirds of 24 kHz hold
+all that a recording of 16 kHz can say."""
+
 QUIETEST = 1e-3
 """Magnitude below which all is silence."""
 
@@ -34,11 +41,37 @@ class SpectrumJudge(nn.Module):
         )
         self.last = nn.utils.parametrizations.weight_norm(nn.Conv2d(CHANNELS, 1, 3, padding=1))
 
-    def forward(self, samples: torch.Tensor, bins: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return marks and what every layer saw of samples (B, N), in the lowest ``bins`` of 1000 of the spectrum."""
+    def forward(self, samples: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return marks and what every layer saw of samples (B, N), in the lowest share ``known`` (B,) of the spectrum."""
         complex_ = torch.stft(samples, self.size, self.hop, window=self.window, return_complex=True)
-        parts = torch.view_as_real(complex_[:, : self.size // 2 * bins // 1000])
+        parts = torch.view_as_real(complex_[:, : self.size // 2])
+        place = torch.arange(self.size // 2, device=samples.device) / (self.size // 2)
         x = (parts.square().sum(-1) + QUIETEST**2).log()[:, None] / 8 + 0.5  # about -1 .. 1
+        x = x * (place < known[:, None])[:, None, :, None]
+        seen = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), SLOPE)
+            seen.append(x)
+        return self.last(x), seen
+
+
+class PeriodJudge(nn.Module):
+    """Marks for samples that stand in columns: a row of them is one period long."""
+
+    def __init__(self, period: int) -> None:
+        super().__init__()
+        self.period = period
+        widths = (1, CHANNELS, 2 * CHANNELS, 4 * CHANNELS, 4 * CHANNELS)
+        self.layers = nn.ModuleList(
+            nn.utils.parametrizations.weight_norm(nn.Conv2d(inputs, outputs, (5, 1), stride=(3, 1), padding=(2, 0)))
+            for inputs, outputs in itertools.pairwise(widths)
+        )
+        self.last = nn.utils.parametrizations.weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
+
+    def forward(self, samples: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return marks and what every layer saw of samples (B, N)."""
+        rows = samples.shape[1] // self.period
+        x = samples[:, : rows * self.period].unflatten(1, (rows, self.period))[:, None]
         seen = []
         for layer in self.layers:
             x = F.leaky_relu(layer(x), SLOPE)
@@ -47,33 +80,41 @@ class SpectrumJudge(nn.Module):
 
 
 class Adversary(nn.Module):
-    """The judges of all resolutions."""
+    """The judges of all resolutions and periods."""
 
     def __init__(self) -> None:
         super().__init__()
         self.judges = nn.ModuleList(SpectrumJudge(size, hop) for size, hop in RESOLUTIONS)
+        self.periods = nn.ModuleList(PeriodJudge(period) for period in PERIODS)
 
-    def forward(self, samples: torch.Tensor, bins: int) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
-        """Return what every judge says of samples (B, N); see SpectrumJudge."""
+    def forward(self, samples: torch.Tensor, known: torch.Tensor) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
+        """Return what every judge says of samples (B, N); ``known`` (B,) as SpectrumJudge has it."""
+        low = lowered(samples)
         with torch.autocast(samples.device.type, torch.bfloat16):
-            return [judge(samples, bins) for judge in self.judges]
+            return [judge(samples, known) for judge in self.judges] + [judge(low) for judge in self.periods]
 
 
-def own_loss(adversary: Adversary, made: torch.Tensor, true: torch.Tensor, bins: int) -> torch.Tensor:
+def lowered(samples: torch.Tensor) -> torch.Tensor:
+    """Return samples (B, N) at LOW_SHARE of their rate, by their Fourier transform without what lies above."""
+    count = round(samples.shape[1] * LOW_SHARE)
+    return torch.fft.irfft(torch.fft.rfft(samples)[:, : int(0.95 * count) // 2], n=count) * LOW_SHARE
+
+
+def own_loss(adversary: Adversary, made: torch.Tensor, true: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """Return the adversary's loss: real sound shall get 1, made sound 0."""
-    total = made.new_zeros(())
-    for (theirs, _), (ours, _) in zip(adversary(true, bins), adversary(made.detach(), bins), strict=True):
+    total, pairs = made.new_zeros(()), list(zip(adversary(true, known), adversary(made.detach(), known), strict=True))
+    for (theirs, _), (ours, _) in pairs:
         total = total + (theirs.float() - 1).square().mean() + ours.float().square().mean()
-    return total / len(RESOLUTIONS)
+    return total / len(pairs)
 
 
-def loss_of_made(adversary: Adversary, made: torch.Tensor, true: torch.Tensor, bins: int) -> torch.Tensor:
+def loss_of_made(adversary: Adversary, made: torch.Tensor, true: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """Return the generator's loss: its marks shall be 1, and be given for the same reasons as those of real sound."""
     with torch.no_grad():
-        real = adversary(true, bins)
+        real = adversary(true, known)
     total = made.new_zeros(())
-    for (marks, ours), (_, theirs) in zip(adversary(made, bins), real, strict=True):
+    for (marks, ours), (_, theirs) in zip(adversary(made, known), real, strict=True):
         pairs = ((one.float(), other.float()) for one, other in zip(ours, theirs, strict=True))
         apart = [F.l1_loss(one, other) / other.abs().mean() for one, other in pairs]
         total = total + (marks.float() - 1).square().mean() + torch.stack(apart).mean() * 2
-    return total / len(RESOLUTIONS)
+    return total / len(real)

@@ -16,15 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from stepaudio import audio
 from stepaudio.tiny.vocoder import PLAIN
 from stepaudio.types import Waveform
-from stepaudio.vocoder.hift import HiFT
+from stepaudio.vocoder.hift import MAX_MAGNITUDE, HiFT
 from stepaudio.vocoder.weights import HIFT_NAME, hift_names, read_state
 from training.acoustic import HOP, SETS, SOUND_RATE
 from training.adversary import Adversary, loss_of_made, own_loss
+from training.captured import Batch
 from training.command import DEVICES, begin
 from training.data import RATE, Example, read_examples
 from training.pitch import load as load_pitch
@@ -54,8 +56,8 @@ FLOOR = 2e-3
 CHECKPOINT, REFINED = "checkpoint.pt", "refined.pt"
 REFINING_STEPS, REFINING_RATE = 10_000, 4e-4
 ADVERSARY_SHARE = 0.4
-NARROW_SHARE = int(1000 * BAND / (SOUND_RATE / 2))
-"""Of 1000 parts of the spectrum, those below BAND."""
+NARROW_SHARE = BAND / (SOUND_RATE / 2)
+"""Of the spectrum, what lies below BAND."""
 
 MADE_FOLDER, MADE_TIMES = "made", 4
 """Where training.made puts its rows, and how often a pass shows each."""
@@ -75,21 +77,41 @@ class Piece:
 class Generator(nn.Module):
     """HiFT, trained with the true pitch at its source."""
 
-    def __init__(self, first: Path | None = None) -> None:
-        """Begin anew, or with the weights in the folder ``first`` (CosyVoice-300M-25Hz)."""
+    def __init__(self, first: Path | None = None, *, compiled: bool = True) -> None:
+        """Begin anew, or with the weights in the folder ``first`` (CosyVoice-300M-25Hz).
+
+        compiled: whether the generator is compiled, which is good for a CPU.
+        """
         super().__init__()
         self.hift = HiFT(hift_config())
         if first is not None:
             self.hift.load_state_dict(hift_names(read_state(first / HIFT_NAME)))
         normalise(self.hift)
-        self.shape = torch.compile(self.hift.spectrum, dynamic=False)
+        self.shape = torch.compile(self.hift.spectrum, dynamic=False) if compiled else self.hift.spectrum
 
     def forward(self, mel: torch.Tensor, pitch: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Return samples (B, 480 T) of mel (B, 80, T) and true pitch in Hz (B, T)."""
         source = self.hift.source_spectrum(self.hift.m_source(pitch, noise))
         with torch.autocast(mel.device.type, torch.bfloat16):
             spectrum = self.shape(mel, source)
-        return self.hift.samples(spectrum.float())
+        return samples_of(self.hift, spectrum.float())
+
+
+def samples_of(hift: HiFT, spectrum: torch.Tensor) -> torch.Tensor:
+    """Return what ``hift.samples`` returns, by sums that look at no value: torch.istft looks at its window's."""
+    config = hift.config
+    magnitude, argument = spectrum.chunk(2, dim=1)
+    bins = torch.polar(magnitude.exp().clamp(max=MAX_MAGNITUDE), torch.sin(argument))
+    window = torch.hann_window(config.n_fft, device=spectrum.device)[None, :, None]
+    count, frames = config.hop * (spectrum.shape[2] - 1), spectrum.shape[2]
+
+    def laid(rows: torch.Tensor) -> torch.Tensor:
+        whole = F.fold(rows, (1, count + config.n_fft), (1, config.n_fft), stride=(1, config.hop))
+        return whole.flatten(1)[:, config.n_fft // 2 : -config.n_fft // 2]
+
+    weight = laid(window.square().expand(1, -1, frames))
+    sound = laid(torch.fft.irfft(bins, config.n_fft, dim=1) * window) / weight
+    return sound.clamp(-config.limit, config.limit)
 
 
 def normalise(hift: HiFT) -> None:
@@ -177,41 +199,27 @@ def cropped(piece: Piece, generator: torch.Generator) -> tuple[torch.Tensor, tor
     return block[:, :-1].T, block[:, -1], torch.from_numpy(sound[into : into + CROP * HOP].copy())
 
 
-def train(work: Path, speech: Path | None, steps: int, first: Path | None, device: str) -> None:
-    """Train until ``steps`` steps are done, from the last checkpoint if there is one (else from ``first``)."""
-    found = pieces(work, speech)
-    log.info("%d clips, %.1f h", len(found), sum(len(one.example.bank) for one in found) / 180_000)
-    out = work / "hift"
-    out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(SEED)
-    model = Generator(first).to(device)
-    log.info("%.2f M parameters", sum(one.numel() for one in model.hift.parameters()) / 1e6)
-
-    def loss(batch: list[Piece], generator: torch.Generator) -> torch.Tensor:
-        return heard(model, batch, generator).loss
-
-    plan = Plan(steps=steps, batch=BATCH, rate=LEARNING_RATE, weight_decay=0.0, clip=5.0, average=0.999, seed=SEED)
-    run(model, found, [1] * len(found), loss, out / CHECKPOINT, plan)
-
-
 @dataclass(frozen=True, eq=False)
-class Heard:
-    """Made and true samples (B, N), whether each clip is wide-band, and how far the spectra lie apart."""
+class Crops(Batch):
+    """A batch: mel (B, 80, CROP), true pitch (B, CROP) and samples (B, N), and whether each clip is wide-band (B,)."""
 
-    made: torch.Tensor
+    mel: torch.Tensor
+    pitch: torch.Tensor
     true: torch.Tensor
     wide: torch.Tensor
-    loss: torch.Tensor
 
 
-def heard(model: Generator, batch: list[Piece], generator: torch.Generator) -> Heard:
-    """Return what the generator makes of random crops of some clips."""
+def crops(batch: list[Piece], generator: torch.Generator) -> Crops:
+    """Return random crops of some clips."""
     mel, pitch, true = (torch.stack(part) for part in zip(*(cropped(one, generator) for one in batch), strict=True))
-    noise = torch.randn(len(batch), true.shape[1], model.hift.config.harmonics + 1, generator=generator)
-    wide = torch.tensor([one.example.record.rate > RATE for one in batch])
-    mel, pitch, true, noise, wide = (one.to(home(model)) for one in (mel, pitch, true, noise, wide))
-    made = model(mel, pitch, noise)
-    return Heard(made, true, wide, spectral_loss(made, true, wide))
+    return Crops(mel, pitch, true, torch.tensor([one.example.record.rate > RATE for one in batch]))
+
+
+def made_of(model: Generator, batch: Crops) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the samples (B, N) that the generator makes, and how far their spectra are from the true ones."""
+    shape = (*batch.true.shape, model.hift.config.harmonics + 1)
+    made = model(batch.mel, batch.pitch, torch.randn(shape, device=batch.mel.device))
+    return made, spectral_loss(made, batch.true, batch.wide)
 
 
 class Refined(nn.Module):
@@ -221,33 +229,83 @@ class Refined(nn.Module):
         super().__init__()
         self.generator, self.adversary = generator, Adversary()
         self.adversary.requires_grad_(False)
-        self._own = torch.optim.AdamW(self.adversary.parameters(), REFINING_RATE, betas=(0.8, 0.99))
+        self._own: torch.optim.Optimizer | None = None
 
-    def loss(self, batch: list[Piece], generator: torch.Generator) -> torch.Tensor:
+    def loss(self, batch: Crops) -> torch.Tensor:
         """Let the adversary learn from a batch, then return what the generator is to learn from it."""
-        found = heard(self.generator, batch, generator)
+        made, loss = made_of(self.generator, batch)
         # Recordings of 16 kHz end at BAND, by which alone they would be known.
-        kept = found.wide if found.wide.float().mean() > 0.5 else ~found.wide
-        made, true, share = found.made[kept], found.true[kept], 1000 if kept is found.wide else NARROW_SHARE
+        known = torch.where(batch.wide, 1.0, NARROW_SHARE)
+        if self._own is None:  # only now it is sure where the weights are
+            recordable = home(self).type == "cuda"
+            self._own = torch.optim.AdamW(
+                self.adversary.parameters(), REFINING_RATE, betas=(0.8, 0.99), capturable=recordable
+            )
         self.adversary.requires_grad_(True)
         self._own.zero_grad(set_to_none=True)
-        own_loss(self.adversary, made, true, share).backward()
+        own_loss(self.adversary, made, batch.true, known).backward()
         self._own.step()
         self.adversary.requires_grad_(False)
-        return found.loss + ADVERSARY_SHARE * loss_of_made(self.adversary, made, true, share)
+        return loss + ADVERSARY_SHARE * loss_of_made(self.adversary, made, batch.true, known)
 
 
-def refine(work: Path, speech: Path | None, steps: int, first: Path | None, device: str) -> None:
+@dataclass(frozen=True)
+class Course:
+    """Where and how to train: on which device, how many clips a step, with how many processes that prepare batches.
+
+    captured: whether a step is recorded as a CUDA graph (training.captured).
+    """
+
+    device: str = "cpu"
+    batch: int = BATCH
+    workers: int = 0
+    captured: bool = False
+
+    def plan(self, steps: int, rate: float) -> Plan:
+        """Return the plan of a training."""
+        return Plan(
+            steps=steps,
+            batch=self.batch,
+            rate=rate,
+            weight_decay=0.0,
+            clip=5.0,
+            average=0.999,
+            seed=SEED,
+            workers=self.workers,
+            captured=self.captured,
+        )
+
+
+def train(work: Path, speech: Path | None, steps: int, first: Path | None, course: Course) -> None:
+    """Train until ``steps`` steps are done, from the last checkpoint if there is one (else from ``first``)."""
+    found = pieces(work, speech)
+    log.info("%d clips, %.1f h", len(found), sum(len(one.example.bank) for one in found) / 180_000)
+    out = work / "hift"
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    model = Generator(first, compiled=course.device == "cpu").to(course.device)
+    log.info("%.2f M parameters", sum(one.numel() for one in model.hift.parameters()) / 1e6)
+
+    def loss(batch: Crops, generator: torch.Generator) -> torch.Tensor:
+        return made_of(model, batch.to(home(model)))[1]
+
+    run(model, found, [1] * len(found), loss, out / CHECKPOINT, course.plan(steps, LEARNING_RATE), crops)
+
+
+def refine(work: Path, speech: Path | None, steps: int, first: Path | None, course: Course) -> None:
     """Train on against the adversary, from the last checkpoint of that, else from ``first``, else from train's."""
     found, out = pieces(work, speech), work / "hift"
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    inner = Generator(first)
+    inner = Generator(first, compiled=course.device == "cpu")
     if first is None and not (out / REFINED).is_file():
         inner.load_state_dict(best_weights(out / CHECKPOINT))
-    model = Refined(inner.to(device)).to(device)
-    plan = Plan(steps=steps, batch=BATCH, rate=REFINING_RATE, weight_decay=0.0, clip=5.0, average=0.999, seed=SEED)
-    run(model, found, [1] * len(found), model.loss, out / REFINED, plan)
+    model = Refined(inner).to(course.device)
+
+    def loss(batch: Crops, generator: torch.Generator) -> torch.Tensor:
+        return model.loss(batch.to(home(model)))
+
+    run(model, found, [1] * len(found), loss, out / REFINED, course.plan(steps, REFINING_RATE), crops)
 
 
 def load(work: Path) -> HiFT:
@@ -275,12 +333,16 @@ def main() -> None:
     parser.add_argument("--first", type=Path, help="a folder CosyVoice-300M-25Hz to begin with")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument("--batch", type=int, default=BATCH, help="clips a step")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
+    parser.add_argument("--captured", action="store_true", help="record a step as a CUDA graph")
     options = parser.parse_args()
     begin(options.work, f"hift-{options.part}", options.threads)
+    course = Course(options.device, options.batch, options.workers, options.captured)
     if options.part == "train":
-        train(options.work, options.speech, options.steps or STEPS, options.first, options.device)
+        train(options.work, options.speech, options.steps or STEPS, options.first, course)
     else:
-        refine(options.work, options.speech, options.steps or REFINING_STEPS, options.first, options.device)
+        refine(options.work, options.speech, options.steps or REFINING_STEPS, options.first, course)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from training import export, linguistic_export, semantic
 from training.acoustic import MELS
 from training.align import WORST, Alignments, aligned
 from training.align import write as write_alignments
+from training.captured import Batch
 from training.codes import ROW_FRAMES, Spoken, read_spoken
 from training.command import DEVICES, begin
 from training.data import RATE, frame_count, kaldi_centres, read_examples, stretched, whisper_centres
@@ -78,6 +79,9 @@ given back stays as it was."""
 STRETCH = 0.16
 """Logarithm of the largest factor on the formants, up and down."""
 
+HURRIED, HURRY = 0.5, 0.16
+"""How often a clip is said at another speed, and the logarithm of the largest factor on that, up and down."""
+
 FRAME_SECONDS, PAUSE_FRAMES = 0.02, 5
 SEED = 9
 
@@ -112,7 +116,7 @@ def read_wholes(work: Path, name: str) -> Iterator[Whole]:
 
 
 @dataclass(frozen=True, eq=False)
-class Heard:
+class Heard(Batch):
     """What the encoders hear of a batch, and which rows of it are looked at.
 
     banks: filterbanks one after the other (N, 80), laid out as ``where`` tells.   mels: log-mels (B, 128, T) with zeros
@@ -127,16 +131,9 @@ class Heard:
     frame: torch.Tensor
     state: torch.Tensor
 
-    def to(self, device: torch.device) -> Heard:
-        """Return the same on another device."""
-        banks, mels, lengths, frame, state = (
-            one.to(device) for one in (self.banks, self.mels, self.lengths, self.frame, self.state)
-        )
-        return Heard(banks, self.where.to(device), mels, lengths, frame, state)
-
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class Lesson(Batch):
     """A batch: what is heard, the mel to be given back (B, T, 80), its prompt and noise, voices, phonemes (B, T)."""
 
     heard: Heard
@@ -233,17 +230,50 @@ def heard_of(banks: list[torch.Tensor], mels: list[torch.Tensor], length: int) -
     return Heard(torch.cat(banks), layout(counts), padded, lengths, torch.from_numpy(frame), torch.from_numpy(state))
 
 
-def cut(clip: Whole, start: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return filterbank and log-mel of ``groups`` groups from group ``start`` on, as if there were no more of the clip.
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A part of a clip: filterbank (12 G - 2, 80), log-mel (12 G, 128), mel (6 G, 80), phonemes int64 (6 G,)."""
 
-    Clips that are equally long make batches whose shapes come again, for which a GPU has its plans ready.
+    bank: torch.Tensor
+    whisper: torch.Tensor
+    mel: torch.Tensor
+    labels: torch.Tensor
+
+
+def cut(clip: Whole, groups: int, generator: torch.Generator) -> Cut:
+    """Return ``groups`` groups from a random place of a clip on, as if there were no more of it.
+
+    As often as HURRIED says they are said slower or faster: what lies in more or fewer frames is squeezed into as many.
     """
-    first, count = start * GROUP_FRAMES, groups * GROUP_FRAMES
+
+    def draw() -> float:
+        return float(torch.rand((), generator=generator))
+
+    frames, whole = ROW_FRAMES * ROWS_PER_GROUP * groups, ROW_FRAMES * ROWS_PER_GROUP * clip.groups
+    hurry = math.exp(HURRY * (2 * draw() - 1)) if draw() < HURRIED else 1.0
+    taken = min(round(frames * hurry), whole)
+    start = int(draw() * (clip.groups - math.ceil(taken / (ROW_FRAMES * ROWS_PER_GROUP)) + 1))
+    first, begin_ = start * GROUP_FRAMES, start * ROW_FRAMES * ROWS_PER_GROUP
+    count = taken * GROUP_FRAMES // (ROW_FRAMES * ROWS_PER_GROUP)
     bank = np.asarray(clip.bank[first : first + count - 2], np.float32)
-    mel = np.asarray(clip.whisper[first : first + count], np.float32)
+    whisper = np.asarray(clip.whisper[first : first + count], np.float32)
+    mel = np.asarray(clip.spoken.mel[begin_ : begin_ + taken, :MELS], np.float32)
     # Codes may be made of a little more than there is: what the product pads with is as good as silence.
-    parts = (np.pad(bank, ((0, count - 2 - len(bank)), (0, 0)), "edge"), np.pad(mel, ((0, count - len(mel)), (0, 0))))
-    return torch.from_numpy(parts[0]), torch.from_numpy(parts[1])
+    bank = np.pad(bank, ((0, count - 2 - len(bank)), (0, 0)), "edge")
+    whisper = np.pad(whisper, ((0, count - len(whisper)), (0, 0)))
+    labels = labels_of(clip, begin_, taken)
+    return Cut(
+        squeezed(bank, groups * GROUP_FRAMES - 2),
+        squeezed(whisper, groups * GROUP_FRAMES),
+        squeezed(mel, frames),
+        torch.from_numpy(labels[(np.arange(frames) * taken + taken // 2) // frames]),
+    )
+
+
+def squeezed(rows: np.ndarray, count: int) -> torch.Tensor:
+    """Return ``count`` rows in place of as many as there are (T, bins)."""
+    found = torch.from_numpy(rows)
+    return found if len(rows) == count else F.interpolate(found.T[None], size=count, mode="linear")[0].T.contiguous()
 
 
 def another_throat(
@@ -261,52 +291,48 @@ def another_throat(
 
 
 def prepared(batch: list[Whole], generator: torch.Generator) -> Lesson:
-    """Return what the loss of a batch needs: as much of every clip as the shortest one has, about."""
+    """Return what the loss of a batch needs: as much of every clip as the shortest one has, about.
+
+    Of one length there is always the same count of clips (the first ones once more, or not the last ones), so that few
+    shapes come, for which a GPU has its plans ready.
+    """
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.rand(shape, generator=generator)
 
     groups = min(clip.groups for clip in batch) // STEP_GROUPS * STEP_GROUPS
-    starts = [int(draw() * (clip.groups - groups + 1)) for clip in batch]
-    pairs = [another_throat(cut(clip, start, groups), generator) for clip, start in zip(batch, starts, strict=True)]
+    batch = list(itertools.islice(itertools.cycle(batch), max(1, BATCH_ROWS // (ROWS_PER_GROUP * groups))))
+    cuts = [cut(clip, groups, generator) for clip in batch]
+    pairs = [another_throat((one.bank, one.whisper), generator) for one in cuts]
     banks = [other_bank(bank, generator) if float(draw()) < DISTURBED else bank for bank, _ in pairs]
     mels = [other_mel(mel, generator) if float(draw()) < DISTURBED else mel for _, mel in pairs]
     frames = ROW_FRAMES * ROWS_PER_GROUP * groups
-    begins = [ROW_FRAMES * ROWS_PER_GROUP * start for start in starts]
-    mel = torch.stack(
-        [
-            torch.from_numpy(np.asarray(clip.spoken.mel[begin_ : begin_ + frames, :MELS], np.float32))
-            for clip, begin_ in zip(batch, begins, strict=True)
-        ]
-    )
+    mel = torch.stack([one.mel for one in cuts])
     prompted = (draw(len(batch)) * 0.5 * frames * (draw(len(batch)) > 0.1)).long()
-    labels = [labels_of(clip, begin_, frames) for clip, begin_ in zip(batch, begins, strict=True)]
     return Lesson(
         heard=heard_of(banks, mels, ROWS_PER_GROUP * groups),
         mel=mel,
         prompt=torch.stack([prompt_of(one, int(n), generator) for one, n in zip(mel, prompted, strict=True)]),
         noise=torch.randn(mel.shape, generator=generator),
         voices=torch.from_numpy(np.stack([clip.spoken.voice for clip in batch])),
-        labels=torch.from_numpy(np.stack(labels)),
+        labels=torch.stack([one.labels for one in cuts]),
     )
 
 
 def loss_of(model: Joint, lesson: Lesson) -> torch.Tensor:
     """Return how far the expected mel is off, and how badly the features tell the phonemes."""
     place = home(model)
-    mel, prompt, noise, voices, labels = (
-        one.to(place) for one in (lesson.mel, lesson.prompt, lesson.noise, lesson.voices, lesson.labels)
-    )
-    embedded = model.embedded(lesson.heard.to(place))
+    lesson = lesson.to(place)
+    embedded = model.embedded(lesson.heard)
     with torch.autocast(place.type, torch.bfloat16):
         features = model.trainee.flow.encoder(embedded)
-        conditions = model.trainee.beside(features, voices, prompt)
+        conditions = model.trainee.beside(features, lesson.voices, lesson.prompt)
         phones = model.reader(features)
-    begin_ = torch.zeros(len(mel), device=place)
-    loss = F.l1_loss(noise + model.trainee(noise, conditions, begin_), mel)
-    if (lesson.labels != IGNORED).any():
-        wrong = F.cross_entropy(phones.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-        loss = loss + PHONE_SHARE * wrong
+    begin_ = torch.zeros(len(lesson.mel), device=place)
+    loss = F.l1_loss(lesson.noise + model.trainee(lesson.noise, conditions, begin_), lesson.mel)
+    labels = lesson.labels.flatten()
+    wrong = F.cross_entropy(phones.float().flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
+    loss = loss + PHONE_SHARE * wrong / (labels != IGNORED).sum().clamp(min=1)
     return loss + COMMITMENT_SHARE * model.frames.commitment
 
 
@@ -363,7 +389,7 @@ def begun(weights: Path) -> Joint:
     return Joint(exported_frames(folder), exported_tokenizer(folder / TOKENIZER_FILE), trainee)
 
 
-def train(work: Path, weights: Path, steps: int, every: int, device: str, workers: int) -> None:
+def train(work: Path, weights: Path, steps: int, every: int, device: str, workers: int, *, captured: bool) -> None:
     """Train until ``steps`` steps are done, from the last checkpoint if there is one, else from the weights folder.
 
     every: of hibari's clips so manieth.
@@ -375,7 +401,8 @@ def train(work: Path, weights: Path, steps: int, every: int, device: str, worker
     out = work / "joint"
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    torch.backends.cudnn.enabled = False  # it plans anew for every length, which takes longer than a step
+    # It plans anew for every length, which takes longer than a step; a recorded step was planned once.
+    torch.backends.cudnn.enabled = captured
     model = begun(weights).to(device)
     plan = Plan(
         steps=steps,
@@ -386,6 +413,7 @@ def train(work: Path, weights: Path, steps: int, every: int, device: str, worker
         average=0.999,
         seed=SEED,
         workers=workers,
+        captured=captured,
     )
     sizes = [len(clip.spoken.rows) for clip in clips]
     run(model, clips, sizes, lambda lesson, _: loss_of(model, lesson), out / CHECKPOINT, plan, prepared)
@@ -418,10 +446,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches, or align")
+    parser.add_argument("--captured", action="store_true", help="record every shape's step as a CUDA graph")
     options = parser.parse_args()
     begin(options.work, f"joint-{options.part}", options.threads)
     if options.part == "train":
-        train(options.work, options.weights, options.steps, options.every, options.device, options.workers)
+        train(options.work, options.weights, options.steps, options.every, options.device, options.workers, captured=options.captured)
     elif options.part == "align":
         align(options.work, options.weights, options.workers)
     else:

@@ -126,16 +126,16 @@ class Quantised(Recogniser):
         return assign(super().frames_of(torch.cat(banks), where).float(), self.centroids)[0]
 
     def _follow(self, found: torch.Tensor, nearest: torch.Tensor) -> None:
-        counts = torch.bincount(nearest, minlength=len(self.centroids)).float()
+        # In place and without a look at any value, so that a step may be recorded (training.captured).
+        counts = torch.zeros_like(self.sizes).index_add_(0, nearest, torch.ones_like(found[:, 0]))
         sums = torch.zeros_like(self.centroids).index_add_(0, nearest, found)
         before = self.sizes * FOLLOW
-        self.sizes = before + (1 - FOLLOW) * counts
-        moved = before[:, None] * self.centroids + (1 - FOLLOW) * sums
-        self.centroids = moved / self.sizes[:, None].clamp(min=1e-6)
-        idle = (self.sizes < IDLE * self.sizes.mean()).nonzero().flatten()
-        if len(idle):
-            self.centroids[idle] = found[torch.randint(len(found), (len(idle),))]
-            self.sizes[idle] = self.sizes.mean()
+        sizes = before + (1 - FOLLOW) * counts
+        moved = (before[:, None] * self.centroids + (1 - FOLLOW) * sums) / sizes[:, None].clamp(min=1e-6)
+        idle = sizes < IDLE * sizes.mean()
+        drawn = found[torch.randint(len(found), sizes.shape, device=found.device)]
+        self.centroids.copy_(torch.where(idle[:, None], drawn, moved))
+        self.sizes.copy_(torch.where(idle, sizes.mean(), sizes))
 
 
 def assign(points: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from training.captured import Captured
 from training.data import batches
 from training.muon import Muon
 
@@ -47,6 +48,9 @@ class Plan:
     say_every: int = 50
     workers: int = 0
     """Processes that prepare batches ahead, where the device is faster than one core is at that."""
+
+    captured: bool = False
+    """Whether forward and backward pass are recorded once for every shape of a batch (training.captured)."""
 
 
 def schedule(step: int, plan: Plan) -> float:
@@ -84,8 +88,9 @@ def optimizers_of(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
     inner = [one for name, one in named if one.ndim == 2 and not any(part in name for part in UNTURNED)]
     chosen = {id(one) for one in inner}
     others = [one for one in model.parameters() if id(one) not in chosen]
+    fused = home(model).type == "cuda"
     found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay)
+        torch.optim.AdamW(others, plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay, fused=fused)
     ]
     if inner:
         found.append(Muon(inner, plan.turned, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
@@ -137,7 +142,7 @@ def run(
 
     loss_of: the loss of a batch; its randomness comes from the generator, which is seeded by the step and on the CPU,
     so that every device sees the same. The model trains where its weights are.
-    prepare: makes of a batch what ``loss_of`` gets in its place, with another generator of the same seed; it may run in
+    prepare: (needed by Plan.captured, where it must return a captured.Batch) makes of a batch what ``loss_of`` gets in its place, with another generator of the same seed; it may run in
     other processes (Plan.workers).
     """
     optimizers = optimizers_of(model, plan)
@@ -160,19 +165,28 @@ def run(
         batch_size=None,
         sampler=_Order(sizes, plan, step, epoch),
         num_workers=plan.workers,
+        pin_memory=plan.captured,
     )
     model.train()
+
+    def learned(batch: Any) -> torch.Tensor:
+        """Leave the gradients of a batch at the weights and return its loss."""
+        loss = loss_of(batch, torch.Generator().manual_seed(step))
+        model.zero_grad(set_to_none=True)  # after the loss, in which an adversary may have learned
+        loss.backward()
+        return loss.detach()
+
+    if plan.captured:
+        learned = Captured(model, lambda batch: loss_of(batch, torch.Generator()))
     for epoch, batch in ready:
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * schedule(step, plan)
-        loss = loss_of(batch, torch.Generator().manual_seed(step))
-        model.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = learned(batch)
         nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
         for optimizer in optimizers:
             optimizer.step()
         follow(average, model, min(plan.average, (step + 1) / (step + 10)))
-        recent.append(loss.detach())
+        recent.append(loss)
         step += 1
         if step % plan.say_every == 0:
             said = float(torch.stack(recent).mean())  # the first thing that waits for the device

@@ -8,6 +8,7 @@ What stands where is told by a Layout, so that the device gathers it in one go, 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ import numpy as np
 import torch
 
 from stepaudio.encoder.sanm import CARRIED_FRAMES, NEW_FRAMES, WINDOW, SanmEncoder, attention_mask, positions
+from training.captured import Batch
 from training.data import STACK, STRIDE, frame_count
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class Layout(Batch):
     """Where everything stands in clips that lie one after the other; all int64.
 
     stack: (n, 7), the rows of the filterbanks that a stacked frame is made of.   place: (n,), its number in its clip.
@@ -33,13 +35,6 @@ class Layout:
     window: torch.Tensor
     number: torch.Tensor
     longest: int
-
-    def to(self, device: torch.device) -> Layout:
-        """Return the same on another device."""
-        stack, place, window, number = (
-            part.to(device, non_blocking=True) for part in (self.stack, self.place, self.window, self.number)
-        )
-        return Layout(stack, place, window, number, self.longest)
 
 
 def layout(rows: Sequence[int]) -> Layout:
@@ -60,13 +55,19 @@ def layout(rows: Sequence[int]) -> Layout:
     return Layout(*tensors, longest=max(counts))
 
 
+@functools.cache
+def _tables(count: int, size: int, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the product's positions and its mask for ``count`` frames: kept, because a recorded step can't fetch them."""
+    return positions(count, size).to(device, dtype), attention_mask(count // NEW_FRAMES, WINDOW, device)
+
+
 def encode_together(network: SanmEncoder, frames: torch.Tensor, where: Layout) -> torch.Tensor:
     """Return the output frames, (n, size), of the stacked frames (n, input_size) of several clips."""
     config = network.config
-    places = positions(where.longest, config.input_size).to(frames)
+    places, masks = _tables(where.longest, config.input_size, frames.device, frames.dtype)
     embedded = frames * math.sqrt(config.size) + places[where.place]
     x = torch.cat((embedded, embedded.new_zeros(1, config.input_size)))[where.window]
-    mask = attention_mask(where.longest // NEW_FRAMES, WINDOW, frames.device)[where.number]
+    mask = masks[where.number]
     for layer in (*network.encoders0, *network.encoders):
         x = layer(x, mask, WINDOW)
     out: torch.Tensor = network.after_norm(x[:, CARRIED_FRAMES:].flatten(0, 1))
