@@ -78,6 +78,41 @@ def test_the_loss_reaches_both_encoders_and_the_flow(
     assert joint.labels_of(clips[0], 10, 5).tolist() != [IGNORED] * 5
 
 
+def test_batches_of_one_length_have_one_shape_however_many_clips_came(
+    clips: list[joint.Whole], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joint, "BATCH_ROWS", 120)
+    lessons = [joint.prepared(clips[:count], torch.Generator().manual_seed(count)) for count in (1, 2)]
+    shapes = [[part.shape for part in lesson.tensors()] for lesson in lessons]
+    assert shapes[0] == shapes[1]
+    assert lessons[0].mel.shape == (3, 72, 80)
+
+
+def test_a_hurried_clip_is_squeezed_with_its_mel_and_its_phonemes(
+    clips: list[joint.Whole], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = replace(clips[1], bank=np.arange(len(clips[1].bank))[:, None] * np.ones((1, 80), np.float16))
+    record = replace(one.record, phones="ɑs", bounds=(0, one.record.count // 2, one.record.count))
+    spoken = replace(one.spoken, mel=np.arange(2 * len(one.spoken.rows))[:, None] * np.ones((1, 81)), record=record)
+    one = replace(one, spoken=spoken, record=record)
+    monkeypatch.setattr(joint, "HURRIED", 1.0)
+    steps, changes = set(), set()
+    for seed in range(12):
+        cut = joint.cut(one, 12, torch.Generator().manual_seed(seed))
+        assert cut.bank.shape == (142, 80)
+        assert cut.whisper.shape == (144, 128)
+        assert cut.mel.shape == (72, 80)
+        pace = float(cut.mel[40, 0] - cut.mel[20, 0]) / 20
+        steps.add(round(pace, 3))
+        np.testing.assert_allclose(float(cut.bank[80, 0] - cut.bank[40, 0]) / 40, pace, atol=0.02)
+        begin = 2 * float(cut.mel[10, 0]) - 20 * pace  # of the bank, in rows of 10 ms
+        assert abs(begin - float(cut.bank[0, 0])) < 3
+        changes.add(len(set(cut.labels.tolist())))
+    assert min(steps) < 0.95
+    assert max(steps) > 1.05
+    assert 2 in changes
+
+
 def test_what_it_has_become_is_written_and_the_product_hears_its_codes(
     model: joint.Joint, clips: list[joint.Whole], tmp_path: Path
 ) -> None:

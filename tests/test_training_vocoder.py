@@ -247,7 +247,10 @@ def test_the_adversary_hears_nothing_above_what_is_known_of_a_clip() -> None:
     low = 0.1 * torch.randn(1, 12000)
     high = low + 3 * torch.hann_window(12000) * torch.sin(2 * torch.pi * 10000 * t)
     narrow, wide = (
-        [float((one - other).abs().max()) for (one, _), (other, _) in zip(adversary(low, k), adversary(high, k), strict=True)]
+        [
+            float((one - other).abs().max())
+            for (one, _), (other, _) in zip(adversary(low, k), adversary(high, k), strict=True)
+        ]
         for k in (torch.tensor([0.6]), torch.tensor([1.0]))
     )
     assert max(narrow) < 0.2 * max(wide)
@@ -265,7 +268,9 @@ def test_a_step_of_refining_teaches_the_generator_and_leaves_the_adversary_to_it
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     rng = np.random.default_rng(0)
-    write_shard(tmp_path / "recordings", 0, [Clip("a", "s", 0.1 * rng.standard_normal(32000).astype(np.float32), 16000)])
+    write_shard(
+        tmp_path / "recordings", 0, [Clip("a", "s", 0.1 * rng.standard_normal(32000).astype(np.float32), 16000)]
+    )
     (tmp_path / "acoustic" / "recordings").mkdir(parents=True)
     rows = np.column_stack((rng.normal(-6, 1, (90, 80)), np.full(90, 150.0)))
     np.save(tmp_path / "acoustic" / "recordings" / "shard-00000.npy", rows.astype(np.float16))

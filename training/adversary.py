@@ -18,8 +18,8 @@ PERIODS = (2, 3, 5, 7, 11)
 CHANNELS = 24
 SLOPE = 0.1
 LOW_SHARE = 2 / 3
-"""Of the rate of the samples: at which those are judged of which every so manieth is looked at. Two thirds of 24 kHz hold
-all that a recording of 16 kHz can say."""
+"""Of the rate of the samples: at which those are judged of which every so manieth is looked at. Two thirds of 24 kHz
+hold all that a recording of 16 kHz can say."""
 
 QUIETEST = 1e-3
 """Magnitude below which all is silence."""
@@ -42,7 +42,7 @@ class SpectrumJudge(nn.Module):
         self.last = nn.utils.parametrizations.weight_norm(nn.Conv2d(CHANNELS, 1, 3, padding=1))
 
     def forward(self, samples: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return marks and what every layer saw of samples (B, N), in the lowest share ``known`` (B,) of the spectrum."""
+        """Return marks and what every layer saw of samples (B, N), of the spectrum's lowest share ``known`` (B,)."""
         complex_ = torch.stft(samples, self.size, self.hop, window=self.window, return_complex=True)
         parts = torch.view_as_real(complex_[:, : self.size // 2])
         place = torch.arange(self.size // 2, device=samples.device) / (self.size // 2)

@@ -143,7 +143,9 @@ def spectral_loss(made: torch.Tensor, true: torch.Tensor, wide: torch.Tensor) ->
             (BAND_SHARE, centres, filters @ ours, filters @ theirs),
             (BIN_SHARE, hertz, ours, theirs),
         ):
-            weight = ((wide[:, None] | (places < BAND)[None]) / (1 + places * (places is hertz) / EVEN_BELOW))[..., None]
+            weight = ((wide[:, None] | (places < BAND)[None]) / (1 + places * (places is hertz) / EVEN_BELOW))[
+                ..., None
+            ]
             total = total + share * (weight / weight.mean() * (one.log() - other.log()).abs()).mean()
     return total / len(RESOLUTIONS)
 

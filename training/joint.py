@@ -450,7 +450,15 @@ def main() -> None:
     options = parser.parse_args()
     begin(options.work, f"joint-{options.part}", options.threads)
     if options.part == "train":
-        train(options.work, options.weights, options.steps, options.every, options.device, options.workers, captured=options.captured)
+        train(
+            options.work,
+            options.weights,
+            options.steps,
+            options.every,
+            options.device,
+            options.workers,
+            captured=options.captured,
+        )
     elif options.part == "align":
         align(options.work, options.weights, options.workers)
     else:

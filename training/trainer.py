@@ -142,8 +142,9 @@ def run(
 
     loss_of: the loss of a batch; its randomness comes from the generator, which is seeded by the step and on the CPU,
     so that every device sees the same. The model trains where its weights are.
-    prepare: (needed by Plan.captured, where it must return a captured.Batch) makes of a batch what ``loss_of`` gets in its place, with another generator of the same seed; it may run in
-    other processes (Plan.workers).
+    prepare: makes of a batch what ``loss_of`` gets in its place, with another generator of the same seed; it may run in
+    other processes (Plan.workers). Where steps are recorded (Plan.captured) it is needed and makes captured.Batches,
+    and ``loss_of`` draws on the device: its generator is no step's.
     """
     optimizers = optimizers_of(model, plan)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]

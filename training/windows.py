@@ -57,7 +57,7 @@ def layout(rows: Sequence[int]) -> Layout:
 
 @functools.cache
 def _tables(count: int, size: int, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the product's positions and its mask for ``count`` frames: kept, because a recorded step can't fetch them."""
+    """Return the product's positions and mask for ``count`` frames: kept, because a recorded step can't fetch them."""
     return positions(count, size).to(device, dtype), attention_mask(count // NEW_FRAMES, WINDOW, device)
 
 
