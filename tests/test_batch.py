@@ -217,7 +217,14 @@ def start(tiny_weights, tmp_path, out):
 
     def run() -> subprocess.Popen:
         process = subprocess.Popen(
-            command, cwd=ROOT, env={**clean, **folders}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            command,
+            cwd=ROOT,
+            env={**clean, **folders},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            # A shell starts what runs behind with interrupts ignored, and tests may be started so.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         processes.append(process)
         return process
