@@ -25,21 +25,34 @@ QUIETEST = 1e-3
 """Magnitude below which all is silence."""
 
 
-class SpectrumJudge(nn.Module):
+class Judge(nn.Module):
+    """Convolutions that mark what they are given."""
+
+    def __init__(self, layers: list[nn.Conv2d], last: nn.Conv2d) -> None:
+        super().__init__()
+        normalise = nn.utils.parametrizations.weight_norm
+        self.layers, self.last = nn.ModuleList(map(normalise, layers)), normalise(last)
+
+    def marked(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return marks and what every layer saw of x (B, 1, H, W)."""
+        seen = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), SLOPE)
+            seen.append(x)
+        return self.last(x), seen
+
+
+class SpectrumJudge(Judge):
     """Marks for the spectrum of one resolution."""
 
     def __init__(self, size: int, hop: int) -> None:
-        super().__init__()
+        layers = [
+            nn.Conv2d(CHANNELS if number else 1, CHANNELS, (7, 3), stride=(stride, 1), padding=(3, 1))
+            for number, stride in enumerate((2, 2, 2, 1))
+        ]
+        super().__init__(layers, nn.Conv2d(CHANNELS, 1, 3, padding=1))
         self.size, self.hop = size, hop
         self.register_buffer("window", torch.hann_window(size), persistent=False)
-        strides = (2, 2, 2, 1)
-        self.layers = nn.ModuleList(
-            nn.utils.parametrizations.weight_norm(
-                nn.Conv2d(CHANNELS if number else 1, CHANNELS, (7, 3), stride=(stride, 1), padding=(3, 1))
-            )
-            for number, stride in enumerate(strides)
-        )
-        self.last = nn.utils.parametrizations.weight_norm(nn.Conv2d(CHANNELS, 1, 3, padding=1))
 
     def forward(self, samples: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return marks and what every layer saw of samples (B, N), of the spectrum's lowest share ``known`` (B,)."""
@@ -47,36 +60,25 @@ class SpectrumJudge(nn.Module):
         parts = torch.view_as_real(complex_[:, : self.size // 2])
         place = torch.arange(self.size // 2, device=samples.device) / (self.size // 2)
         x = (parts.square().sum(-1) + QUIETEST**2).log()[:, None] / 8 + 0.5  # about -1 .. 1
-        x = x * (place < known[:, None])[:, None, :, None]
-        seen = []
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), SLOPE)
-            seen.append(x)
-        return self.last(x), seen
+        return self.marked(x * (place < known[:, None])[:, None, :, None])
 
 
-class PeriodJudge(nn.Module):
+class PeriodJudge(Judge):
     """Marks for samples that stand in columns: a row of them is one period long."""
 
     def __init__(self, period: int) -> None:
-        super().__init__()
-        self.period = period
         widths = (1, CHANNELS, 2 * CHANNELS, 4 * CHANNELS, 4 * CHANNELS)
-        self.layers = nn.ModuleList(
-            nn.utils.parametrizations.weight_norm(nn.Conv2d(inputs, outputs, (5, 1), stride=(3, 1), padding=(2, 0)))
+        layers = [
+            nn.Conv2d(inputs, outputs, (5, 1), stride=(3, 1), padding=(2, 0))
             for inputs, outputs in itertools.pairwise(widths)
-        )
-        self.last = nn.utils.parametrizations.weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
+        ]
+        super().__init__(layers, nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
+        self.period = period
 
     def forward(self, samples: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return marks and what every layer saw of samples (B, N)."""
         rows = samples.shape[1] // self.period
-        x = samples[:, : rows * self.period].unflatten(1, (rows, self.period))[:, None]
-        seen = []
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), SLOPE)
-            seen.append(x)
-        return self.last(x), seen
+        return self.marked(samples[:, : rows * self.period].unflatten(1, (rows, self.period))[:, None])
 
 
 class Adversary(nn.Module):

@@ -75,12 +75,13 @@ class Captured:
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Return the loss of a batch and leave its gradients at the weights."""
-        key = tuple(part.shape for part in batch.tensors())
+        new = batch.tensors()
+        key = tuple(part.shape for part in new)
         if key not in self._known:
             self._known[key] = self._record(batch.to(self._weights[0].device))
         known = self._known[key]
-        for kept, new in zip(known.inputs, batch.tensors(), strict=True):
-            kept.copy_(new, non_blocking=True)
+        for kept, part in zip(known.inputs, new, strict=True):
+            kept.copy_(part, non_blocking=True)
         known.graph.replay()
         for weight, gradient in zip(self._weights, known.gradients, strict=True):
             weight.grad = gradient

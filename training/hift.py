@@ -23,7 +23,7 @@ from torch import nn
 from stepaudio import audio, features
 from stepaudio.tiny.vocoder import PLAIN
 from stepaudio.types import Waveform
-from stepaudio.vocoder.hift import MAX_MAGNITUDE, HiFT
+from stepaudio.vocoder.hift import HiFT
 from stepaudio.vocoder.weights import HIFT_NAME, hift_names, read_state
 from training.acoustic import HOP, SETS, SOUND_RATE
 from training.adversary import Adversary, loss_of_made, own_loss
@@ -103,8 +103,6 @@ class Generator(nn.Module):
 def samples_of(hift: HiFT, spectrum: torch.Tensor) -> torch.Tensor:
     """Return what ``hift.samples`` returns, by sums that look at no value: torch.istft looks at its window's."""
     config = hift.config
-    magnitude, argument = spectrum.chunk(2, dim=1)
-    bins = torch.polar(magnitude.exp().clamp(max=MAX_MAGNITUDE), torch.sin(argument))
     window = torch.hann_window(config.n_fft, device=spectrum.device)[None, :, None]
     count, frames = config.hop * (spectrum.shape[2] - 1), spectrum.shape[2]
 
@@ -113,7 +111,7 @@ def samples_of(hift: HiFT, spectrum: torch.Tensor) -> torch.Tensor:
         return whole.flatten(1)[:, config.n_fft // 2 : -config.n_fft // 2]
 
     weight = laid(window.square().expand(1, -1, frames))
-    sound = laid(torch.fft.irfft(bins, config.n_fft, dim=1) * window) / weight
+    sound = laid(torch.fft.irfft(hift.bins(spectrum), config.n_fft, dim=1) * window) / weight
     return sound.clamp(-config.limit, config.limit)
 
 
@@ -241,24 +239,22 @@ def made_of(model: Generator, batch: Crops) -> tuple[torch.Tensor, torch.Tensor]
 
 
 class Refined(nn.Module):
-    """The generator with its adversary, which has an optimizer of its own."""
+    """The generator with its adversary, which has an optimizer of its own. They stay where the generator is."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
-        self.generator, self.adversary = generator, Adversary()
+        place = home(generator)
+        self.generator, self.adversary = generator, Adversary().to(place)
         self.adversary.requires_grad_(False)
-        self._own: torch.optim.Optimizer | None = None
+        self._own = torch.optim.AdamW(
+            self.adversary.parameters(), REFINING_RATE, betas=(0.8, 0.99), capturable=place.type == "cuda"
+        )
 
     def loss(self, batch: Crops) -> torch.Tensor:
         """Let the adversary learn from a batch, then return what the generator is to learn from it."""
         made, loss = made_of(self.generator, batch)
         # Recordings of 16 kHz end at BAND, by which alone they would be known.
         known = torch.where(batch.wide, 1.0, NARROW_SHARE)
-        if self._own is None:  # only now it is sure where the weights are
-            recordable = home(self).type == "cuda"
-            self._own = torch.optim.AdamW(
-                self.adversary.parameters(), REFINING_RATE, betas=(0.8, 0.99), capturable=recordable
-            )
         self.adversary.requires_grad_(True)
         self._own.zero_grad(set_to_none=True)
         own_loss(self.adversary, made, batch.true, known).backward()
@@ -318,7 +314,7 @@ def refine(work: Path, speech: Path | None, steps: int, first: Path | None, cour
     inner = Generator(first, compiled=course.device == "cpu")
     if first is None and not (out / REFINED).is_file():
         inner.load_state_dict(best_weights(out / CHECKPOINT))
-    model = Refined(inner).to(course.device)
+    model = Refined(inner.to(course.device))
 
     def loss(batch: Crops, generator: torch.Generator) -> torch.Tensor:
         return model.loss(batch.to(home(model)))

@@ -64,8 +64,8 @@ SHORTEST, LONGEST = 36, 425
 STEP_GROUPS = 12
 """Lengths are multiples of this, and so of the encoder's windows and of the flow's blocks."""
 
-GROUP_FRAMES = 12
-"""Frames of the filterbank, and of the log-mel, in one group of codes."""
+GROUP_FRAMES, GROUP_MELS = 12, ROW_FRAMES * ROWS_PER_GROUP
+"""Frames of the filterbank, and of the log-mel, in one group of codes; those of the mel."""
 
 EVERY = 4
 """Of hibari's clips only every so manieth is trained on: one voice is learned soon."""
@@ -249,12 +249,12 @@ def cut(clip: Whole, groups: int, generator: torch.Generator) -> Cut:
     def draw() -> float:
         return float(torch.rand((), generator=generator))
 
-    frames, whole = ROW_FRAMES * ROWS_PER_GROUP * groups, ROW_FRAMES * ROWS_PER_GROUP * clip.groups
+    frames = groups * GROUP_MELS
     hurry = math.exp(HURRY * (2 * draw() - 1)) if draw() < HURRIED else 1.0
-    taken = min(round(frames * hurry), whole)
-    start = int(draw() * (clip.groups - math.ceil(taken / (ROW_FRAMES * ROWS_PER_GROUP)) + 1))
-    first, begin_ = start * GROUP_FRAMES, start * ROW_FRAMES * ROWS_PER_GROUP
-    count = taken * GROUP_FRAMES // (ROW_FRAMES * ROWS_PER_GROUP)
+    taken = min(round(frames * hurry), clip.groups * GROUP_MELS)
+    start = int(draw() * (clip.groups - math.ceil(taken / GROUP_MELS) + 1))
+    first, begin_ = start * GROUP_FRAMES, start * GROUP_MELS
+    count = taken * GROUP_FRAMES // GROUP_MELS
     bank = np.asarray(clip.bank[first : first + count - 2], np.float32)
     whisper = np.asarray(clip.whisper[first : first + count], np.float32)
     mel = np.asarray(clip.spoken.mel[begin_ : begin_ + taken, :MELS], np.float32)
@@ -306,9 +306,8 @@ def prepared(batch: list[Whole], generator: torch.Generator) -> Lesson:
     pairs = [another_throat((one.bank, one.whisper), generator) for one in cuts]
     banks = [other_bank(bank, generator) if float(draw()) < DISTURBED else bank for bank, _ in pairs]
     mels = [other_mel(mel, generator) if float(draw()) < DISTURBED else mel for _, mel in pairs]
-    frames = ROW_FRAMES * ROWS_PER_GROUP * groups
     mel = torch.stack([one.mel for one in cuts])
-    prompted = (draw(len(batch)) * 0.5 * frames * (draw(len(batch)) > 0.1)).long()
+    prompted = (draw(len(batch)) * 0.5 * mel.shape[1] * (draw(len(batch)) > 0.1)).long()
     return Lesson(
         heard=heard_of(banks, mels, ROWS_PER_GROUP * groups),
         mel=mel,

@@ -39,6 +39,7 @@ from stepaudio.tokens import (
 from stepaudio.types import SpeechTokens
 from stepaudio.verbalise import verbaliser
 from training.align import Alignments
+from training.captured import Batch
 from training.codes import Coded, read_codes
 from training.command import DEVICES, begin
 from training.data import RATE
@@ -285,7 +286,7 @@ def size_of(vocabulary: int) -> Dimensions:
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
+class Sheet(Batch):
     """Some rows beside each other, (B, T), with padding after the short ones; see Row."""
 
     ids: torch.Tensor
@@ -309,10 +310,6 @@ class Sheet:
             padded("read", -1),
             padded("spoken", -1),
         )
-
-    def to(self, device: torch.device) -> Sheet:
-        """Return the same on another device."""
-        return Sheet(*(one.to(device) for one in (self.ids, self.written, self.labels, self.read, self.spoken)))
 
 
 def loss_of(model: Trainee, sheet: Sheet, vocabulary: SpeechVocabulary) -> torch.Tensor:

@@ -198,12 +198,14 @@ class HiFT(nn.Module):
             x = sum(block(x) for block in blocks) / width
         return self.conv_post(F.leaky_relu(x))  # here the slope is torch's default of 0.01, as trained
 
+    def bins(self, spectrum: Tensor) -> Tensor:
+        """Return the complex spectrum (B, n_fft / 2 + 1, N / hop + 1) of what spectrum() returned."""
+        log_magnitude, argument = spectrum.chunk(2, dim=1)
+        return torch.polar(log_magnitude.exp().clamp(max=MAX_MAGNITUDE), torch.sin(argument))
+
     def samples(self, spectrum: Tensor) -> Tensor:
         """Return samples (B, N) within the limit from what spectrum() returned."""
         config = self.config
-        log_magnitude, argument = spectrum.chunk(2, dim=1)
-        magnitude = log_magnitude.exp().clamp(max=MAX_MAGNITUDE)
-        bins = torch.polar(magnitude, torch.sin(argument))
         window = torch.hann_window(config.n_fft, device=spectrum.device)
-        sound = torch.istft(bins, config.n_fft, config.hop, window=window)
+        sound = torch.istft(self.bins(spectrum), config.n_fft, config.hop, window=window)
         return sound.clamp(-config.limit, config.limit)
