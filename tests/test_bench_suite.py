@@ -113,6 +113,8 @@ def test_every_variant_that_can_run_is_measured(measured):
     for row in rows:
         assert row["ids"] == 25
         assert f"{row['name']} {both(row)}" in measured["report"]
+        assert row["product"]["seconds"] > 0
+        assert f"{row['name']} {row['product']['seconds'] * 1e3:.2f} ms" in measured["report"]
 
 
 def test_the_watch_for_waits_sees_one():

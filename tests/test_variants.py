@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from stepaudio.device import Runtime
 from stepaudio.errors import WeightsError
+from stepaudio.llm.bnb import PACKERS
 from stepaudio.llm.compressed import read_weight, scheme_of
 from stepaudio.llm.loading import load_step1
 from stepaudio.loading import choose, part_loaders, precision, steps
@@ -33,7 +34,7 @@ CPU = torch.device("cpu")
 WORDS = {
     "base": "language model in float32",
     "awq": "language model in 4 bits (AWQ), unpacked to float32",
-    "bnb-int8": "language model in 8 bits (bitsandbytes int8), unpacked to float32",
+    "bnb-int8": "language model in 8 bits (bitsandbytes int8), multiplied in bfloat16, prompts in float32",
     "bnb-nf4": "language model in 4 bits (bitsandbytes NF4), unpacked to float32",
 }
 QUANTISED = [name for name in VARIANTS if name != "base"]
@@ -92,6 +93,21 @@ def test_the_step_and_the_network_of_a_packed_model_agree(make, name):
         choice = lm._head.choices[lm._head.choice(place)]
         scores = hidden[len(prompt) + place - 1] @ choice.weight
         assert int(choice.ids[scores.argmax()]) == ids[len(prompt) + place]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 48])
+def test_a_cpu_multiplies_few_rows_by_the_8_bits_themselves(rows, monkeypatch):
+    torch.manual_seed(0)
+    weight, x = torch.randn(96, 64) * torch.rand(96, 1), torch.randn(rows, 64)
+    packed = PACKERS["int8"](weight).rows(32, 96)  # as the parts of a joint weight are
+    expected = x @ packed.dense().t()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(packed), "dense", lambda _: pytest.fail("It was unpacked."))
+        got = packed.product(x)
+    assert got.dtype == x.dtype
+    assert float((got - expected).norm() / expected.norm()) < 0.006  # bfloat16 has three digits
+    many = torch.randn(49, 64)
+    torch.testing.assert_close(packed.product(many), many @ packed.dense().t(), rtol=0, atol=0)
 
 
 def test_what_we_unpack_is_what_the_library_of_the_format_unpacks(folder, tiny_weights):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from stepaudio.bench.markdown import both, seconds, table
@@ -232,6 +233,7 @@ def _advice(results: Results, language: Language) -> list[str]:
         else words["not_measured"],
         "small": words["advice_small_figure"].format(
             variants="; ".join(f"{row['name']} {both(row)}" for row in variants) or words["not_measured"],
+            products=_products(variants, words),
             ids=decode["ids"],
             bf16=real["bfloat16"]["bytes_per_id"] / 1e9,
             w4=real["W4A16"]["bytes_per_id"] / 1e9,
@@ -245,6 +247,15 @@ def _advice(results: Results, language: Language) -> list[str]:
     }
     lines = [[words[f"advice_{key}"], words[f"advice_{key}_answer"], figure] for key, figure in figures.items()]
     return table([words[key] for key in ("advice_head", "advice_answer", "advice_figure")], lines, left=3)
+
+
+def _products(variants: list[dict[str, Any]], words: Mapping[str, str]) -> str:
+    """Return what one product of the real size takes with each variant, where that was measured."""
+    told = [(row["name"], row["product"]) for row in variants if "product" in row]
+    if not told:
+        return ""
+    rows = "; ".join(f"{name} {product['seconds'] * 1e3:.2f} ms" for name, product in told)
+    return words["advice_small_products"].format(inner=told[0][1]["inner"], outer=told[0][1]["outer"], rows=rows)
 
 
 def _scenarios(results: Results, language: Language) -> list[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stepaudio.bench.stopwatch import Stopwatch
 from stepaudio.bench.workbench import Case, Workbench
-from stepaudio.llm.bnb import pack_projections
+from stepaudio.device import Runtime
+from stepaudio.llm.bnb import PACKERS, pack_projections
 from stepaudio.llm.generate import SpeechLM
 from stepaudio.llm.loading import load_step1
 from stepaudio.loading import BNB_KINDS
@@ -17,11 +21,17 @@ from stepaudio.tokens import GROUP
 from stepaudio.variants import BITSANDBYTES
 from stepaudio.weights import BASE
 
+PRODUCT = (3072, 8192)
+"""Columns and rows of the matrices that come before the gates of the real model's layers."""
+
+WARM_UPS, PRODUCT_RUNS = 3, 15
+
 
 def measure_variants(bench: Workbench, case: Case, runs: int) -> list[dict[str, Any]]:
-    """Return what each variant takes for an id, prompt included; those of bitsandbytes where it is installed.
+    """Return what each variant takes for some ids, prompt included; those of bitsandbytes where it is installed.
 
-    The awq folder has weights of its own, so that it cannot be made of these.
+    The awq folder has weights of its own, so that it cannot be made of these. "product": what one product takes whose
+    matrix is as large as one of the real model's, for one sequence: what these weights are too small to tell.
     """
     names = [BASE, *(BNB_KINDS if importlib.util.find_spec(BITSANDBYTES) is not None else ())]
     models = {name: _lm(bench, name) for name in names}
@@ -36,7 +46,24 @@ def measure_variants(bench: Workbench, case: Case, runs: int) -> list[dict[str, 
                     lambda lm=lm: lm.generate(ids, case.sampling, seed=case.seed, max_tokens=most),  # type: ignore[misc]
                     keep=number >= 0,
                 )
-    return [{"name": name, "ids": most, **watch.result(name)} for name in names]
+    products = _products(bench.runtime, [name for name in names if name != BASE])
+    return [{"name": name, "ids": most, **watch.result(name), "product": products[name]} for name in names]
+
+
+def _products(runtime: Runtime, packed: list[str]) -> dict[str, dict[str, Any]]:
+    """Return what a product of PRODUCT takes with a plain matrix and as each variant packs it."""
+    inner, outer = PRODUCT
+    weight = torch.randn(outer, inner, device=runtime.device, dtype=runtime.dtype)
+    x = torch.randn(1, inner, device=runtime.device, dtype=runtime.dtype)
+    ways: dict[str, Callable[[], Tensor]] = {BASE: lambda: torch.mm(x, weight.t())}
+    for name in packed:
+        ways[name] = functools.partial(PACKERS[BNB_KINDS[name]](weight).product, x)
+    watch = Stopwatch(runtime.synchronize)
+    with torch.inference_mode():
+        for number in range(-WARM_UPS, PRODUCT_RUNS):
+            for name, way in ways.items():
+                watch.run(name, way, keep=number >= 0)
+    return {name: {"inner": inner, "outer": outer, "seconds": watch.result(name)["seconds"]} for name in ways}
 
 
 def _lm(bench: Workbench, name: str) -> SpeechLM:

@@ -123,12 +123,13 @@ EN: dict[str, str] = {
     "not_measured": "not measured in this run",
     "advice_small": "A smaller language model",
     "advice_small_answer": (
-        "It would be another voice. The same model can be packed (`STEPAUDIO_VARIANT`): that saves memory, not time, "
-        "because every product unpacks its matrix first. Only a kernel that multiplies packed weights would read fewer "
-        "bytes for a token, as computed below; we have none."
+        "It would be another voice. The same model can be packed (`STEPAUDIO_VARIANT`), which saves memory. It saves "
+        "time only where the packed weights themselves are multiplied, so that a token reads fewer bytes: that is so "
+        "for `bnb-int8` on a CPU. All other packed products unpack their matrix first; for four bits we have no kernel."
     ),
-    "advice_small_figure": "{ids} tokens with their prompt: {variants}. Bytes for a token at the real size: "
+    "advice_small_figure": "{ids} tokens with their prompt: {variants}.{products} Bytes for a token at the real size: "
     "{bf16:.2f} GB in bfloat16, {w4:.2f} GB in four bits (computed)",
+    "advice_small_products": " One product as large as the real model's ({inner} x {outer}): {rows}.",
     "advice_flash": "Flash Attention 2",
     "advice_flash_answer": (
         "It has no square-root ALiBi bias, which this model needs. Attention is fused by torch with the bias given; "

@@ -116,10 +116,12 @@ ZH: dict[str, str] = {
     "not_measured": "本次未测量",
     "advice_small": "更小的语言模型",
     "advice_small_answer": (
-        "那会是另一种声音。同一个模型可以压缩（`STEPAUDIO_VARIANT`）：省的是内存而不是时间，因为每次乘法都先解开矩阵。"
-        "只有直接用压缩权重相乘的算子才能让每个令牌少读字节，如下面的计算；我们没有这种算子。"
+        "那会是另一种声音。同一个模型可以压缩（`STEPAUDIO_VARIANT`），省的是内存。只有直接用压缩权重相乘、"
+        "让每个令牌少读字节时才省时间：`bnb-int8` 在 CPU 上就是这样。其他压缩形式每次乘法都先解开矩阵；"
+        "4 位的算子我们没有。"
     ),
-    "advice_small_figure": "{ids} 个令牌含提示词：{variants}。真实大小下每个令牌的字节："
+    "advice_small_products": "与真实模型同样大的一次乘法（{inner} x {outer}）：{rows}。",
+    "advice_small_figure": "{ids} 个令牌含提示词：{variants}。{products}真实大小下每个令牌的字节："
     "bfloat16 {bf16:.2f} GB，4 位 {w4:.2f} GB（计算值）",
     "advice_flash": "Flash Attention 2",
     "advice_flash_answer": (

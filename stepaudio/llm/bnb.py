@@ -20,6 +20,9 @@ LIBRARY = "bitsandbytes"
 Kind = Literal["int8", "nf4"]
 _BLOCK = 64
 _MOST_INT8 = 127
+_FEW_ROWS = 48
+"""Up to so many rows a CPU is faster at multiplying the codes as they are than at unpacking them first (measured at
+3072 x 8192: 15 to 20 times at one row, equal at some 60)."""
 
 
 def _library() -> Any:
@@ -53,6 +56,17 @@ class Int8Rows(Packed):
 
     def dense(self) -> Tensor:
         return self.codes.to(self.dtype).mul_((self.largest / _MOST_INT8).to(self.dtype)[:, None])
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return x (B, in) times the matrix, (B, out); on a CPU few rows meet the codes themselves, in bfloat16.
+
+        So a quarter of what float32 takes is read, by a kernel that torch has for CPUs and for bfloat16 alone.
+        """
+        if x.device.type != "cpu" or len(x) > _FEW_ROWS:
+            return super().product(x)
+        scale = (self.largest / _MOST_INT8).to(torch.bfloat16)
+        found: Tensor = torch._weight_int8pack_mm(x.to(torch.bfloat16), self.codes, scale)
+        return found.to(x.dtype)
 
     def rows(self, first: int, last: int) -> Self:
         return type(self)(self.codes[first:last], self.largest[first:last], self.dtype)

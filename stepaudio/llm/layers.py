@@ -39,9 +39,20 @@ LayersMaker = Callable[["StepWeights", "DecodeState", int], Layers]
 """Makes the layers of the first so many rows of a state."""
 
 
-def _factor(weight: Tensor | Packed) -> Tensor:
-    """Return the weight (in, out); one that is packed is unpacked into new memory."""
-    return weight if isinstance(weight, Tensor) else weight.dense().t()
+def _multiply(x: Tensor, weight: Tensor | Packed, out: Tensor) -> None:
+    """Write x (B, in) times the weight into ``out`` (B, out); a packed one takes memory of its own for that."""
+    if isinstance(weight, Tensor):
+        torch.mm(x, weight, out=out)
+    else:
+        out.copy_(weight.product(x))
+
+
+def _add_product(x: Tensor, weight: Tensor | Packed, to: Tensor) -> None:
+    """Add x (B, in) times the weight to ``to`` (B, out)."""
+    if isinstance(weight, Tensor):
+        to.addmm_(x, weight)
+    else:
+        to.add_(weight.product(x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,15 +135,15 @@ class PlainLayers:
             self._norm(layer.weights.attention_norm)
             self._attend(layer, reach)
             self._norm(layer.weights.mlp_norm)
-            torch.mm(self._normed, _factor(layer.weights.gate_up), out=self._gate_up)
+            _multiply(self._normed, layer.weights.gate_up, self._gate_up)
             F.silu(self._gate, inplace=True)
             self._gate.mul_(self._up)
-            self._hidden.addmm_(self._gate, _factor(layer.weights.down))
+            _add_product(self._gate, layer.weights.down, self._hidden)
         self._norm(weights.norm)
 
     def _attend(self, layer: _Layer, reach: _Reach) -> None:
         """Write the new keys and values into the cache, and add the attention of normed to hidden."""
-        torch.mm(self._normed, _factor(layer.weights.joint), out=self._joint)
+        _multiply(self._normed, layer.weights.joint, self._joint)
         if self._narrow:
             self._joint_wide.copy_(self._joint)
         if self._query is not self._queries:
@@ -142,7 +153,7 @@ class PlainLayers:
         torch.softmax(reach.scores, -1, out=reach.shares)
         torch.bmm(reach.shares, layer.values, out=self._contexts)
         context = self._context_cast.copy_(self._context) if self._narrow else self._context
-        self._hidden.addmm_(context, _factor(layer.weights.output))
+        _add_product(context, layer.weights.output, self._hidden)
 
     def _norm(self, weight: Tensor) -> None:
         """Write the RMSNorm of hidden into normed, as network.RMSNorm has it."""

@@ -1,7 +1,8 @@
-"""Weights of a projection in 4 or 8 bits: kept packed, unpacked for each product.
+"""Weights of a projection in 4 or 8 bits: kept packed, and unpacked for each product that cannot be had otherwise.
 
-That takes a third or half of the memory of bfloat16, and time: every product first writes the matrix out. Where
-several sequences are decoded side by side they share that.
+That takes a third or half of the memory of bfloat16, and time: such a product first writes the matrix out. Where
+several sequences are decoded side by side they share that. What can be multiplied as it is packed saves time, too,
+because a decode step takes as long as its weights take to be read: see ``product``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ class Packed(ABC):
     @abstractmethod
     def dense(self) -> Tensor:
         """Return the matrix as numbers, (out, in), a new tensor."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return x (B, in) times the matrix, (B, out), a new tensor."""
+        return torch.mm(x, self.dense().t())
 
     @abstractmethod
     def rows(self, first: int, last: int) -> Self:
