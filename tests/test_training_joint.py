@@ -62,12 +62,9 @@ def test_it_begins_with_the_codes_and_the_table_that_were_exported(
     assert float(same) > 0.9  # bfloat16 and the features' half precision turn a few codes
 
 
-def test_the_loss_reaches_both_encoders_and_the_flow(
-    model: joint.Joint, clips: list[joint.Whole], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(joint, "BATCH_ROWS", 90)
+def test_the_loss_reaches_both_encoders_and_the_flow(model: joint.Joint, clips: list[joint.Whole]) -> None:
     model.train()
-    lesson = joint.prepared(clips, torch.Generator().manual_seed(1))
+    lesson = joint.prepared(clips, torch.Generator().manual_seed(1), rows=90)
     assert len(lesson.mel) == 2
     loss = joint.loss_of(model, lesson)
     loss.backward()
@@ -78,11 +75,8 @@ def test_the_loss_reaches_both_encoders_and_the_flow(
     assert joint.labels_of(clips[0], 10, 5).tolist() != [IGNORED] * 5
 
 
-def test_batches_of_one_length_have_one_shape_however_many_clips_came(
-    clips: list[joint.Whole], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(joint, "BATCH_ROWS", 120)
-    lessons = [joint.prepared(clips[:count], torch.Generator().manual_seed(count)) for count in (1, 2)]
+def test_batches_of_one_length_have_one_shape_however_many_clips_came(clips: list[joint.Whole]) -> None:
+    lessons = [joint.prepared(clips[:count], torch.Generator().manual_seed(count), rows=120) for count in (1, 2)]
     shapes = [[part.shape for part in lesson.tensors()] for lesson in lessons]
     assert shapes[0] == shapes[1]
     assert lessons[0].mel.shape == (3, 72, 80)

@@ -15,7 +15,7 @@ from stepaudio.types import Waveform
 from stepaudio.vocoder.vocoder import load_vocoder
 from stepaudio.weights import WeightsFolder, read_card
 from training import codes, export, flow, hift, made, pitch
-from training.adversary import Adversary, loss_of_made, own_loss
+from training.adversary import Adversary, Refined, loss_of_made, own_loss
 from training.codes import Spoken, read_spoken
 from training.data import Example
 from training.shards import Clip, ClipRecord, write_shard
@@ -291,7 +291,7 @@ def test_a_step_of_refining_teaches_the_generator_and_leaves_the_adversary_to_it
 def test_a_refined_generator_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     torch.manual_seed(0)
-    first, second = hift.Generator(), hift.Refined(hift.Generator())
+    first, second = hift.Generator(), Refined(hift.Generator(), Adversary(), 1e-4)
     save_pitch(tmp_path)
     (tmp_path / "hift").mkdir()
     torch.save({"model": first.state_dict()}, tmp_path / "hift" / "checkpoint.pt")

@@ -1,4 +1,4 @@
-"""What tells made sound from real sound, so that HiFT learns to be taken for it.
+"""What tells made things from real ones: generators learn to be taken for real; and the judges of HiFT's sound.
 
 Networks look at spectra of several resolutions (UnivNet's, Jang et al., arXiv 2106.07889) and at every second, third,
 fifth ... sample (HiFi-GAN's, Kong et al., arXiv 2010.05646), and mark every stretch; least squares (Mao et al., arXiv
@@ -12,6 +12,8 @@ import itertools
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from training.trainer import home
 
 RESOLUTIONS = ((1024, 256), (512, 128), (256, 64))
 PERIODS = (2, 3, 5, 7, 11)
@@ -102,20 +104,48 @@ def lowered(samples: torch.Tensor) -> torch.Tensor:
     return torch.fft.irfft(torch.fft.rfft(samples)[:, : int(0.95 * count) // 2], n=count) * LOW_SHARE
 
 
-def own_loss(adversary: Adversary, made: torch.Tensor, true: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+class Refined(nn.Module):
+    """A generator with its adversary, which has an optimizer of its own. They stay where the generator is.
+
+    ``adversary``: a module that returns marks, and what its layers saw, of what it is given, for each of its judges.
+    """
+
+    def __init__(self, generator: nn.Module, adversary: nn.Module, rate: float) -> None:
+        super().__init__()
+        place = home(generator)
+        self.generator, self.adversary = generator, adversary.to(place)
+        self.adversary.requires_grad_(False)
+        self._own = torch.optim.AdamW(
+            self.adversary.parameters(), rate, betas=(0.8, 0.99), capturable=place.type == "cuda"
+        )
+
+    def against(self, made: torch.Tensor, true: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
+        """Let the adversary learn what tells ``made`` from ``true``, then return what the generator is to learn.
+
+        beside: what the adversary is given besides.
+        """
+        self.adversary.requires_grad_(True)
+        self._own.zero_grad(set_to_none=True)
+        own_loss(self.adversary, made, true, beside).backward()
+        self._own.step()
+        self.adversary.requires_grad_(False)
+        return loss_of_made(self.adversary, made, true, beside)
+
+
+def own_loss(adversary: nn.Module, made: torch.Tensor, true: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
     """Return the adversary's loss: real sound shall get 1, made sound 0."""
-    total, pairs = made.new_zeros(()), list(zip(adversary(true, known), adversary(made.detach(), known), strict=True))
+    total, pairs = made.new_zeros(()), list(zip(adversary(true, beside), adversary(made.detach(), beside), strict=True))
     for (theirs, _), (ours, _) in pairs:
         total = total + (theirs.float() - 1).square().mean() + ours.float().square().mean()
     return total / len(pairs)
 
 
-def loss_of_made(adversary: Adversary, made: torch.Tensor, true: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+def loss_of_made(adversary: nn.Module, made: torch.Tensor, true: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
     """Return the generator's loss: its marks shall be 1, and be given for the same reasons as those of real sound."""
     with torch.no_grad():
-        real = adversary(true, known)
+        real = adversary(true, beside)
     total = made.new_zeros(())
-    for (marks, ours), (_, theirs) in zip(adversary(made, known), real, strict=True):
+    for (marks, ours), (_, theirs) in zip(adversary(made, beside), real, strict=True):
         pairs = ((one.float(), other.float()) for one, other in zip(ours, theirs, strict=True))
         apart = [F.l1_loss(one, other) / other.abs().mean() for one, other in pairs]
         total = total + (marks.float() - 1).square().mean() + torch.stack(apart).mean() * 2

@@ -26,7 +26,7 @@ from stepaudio.types import Waveform
 from stepaudio.vocoder.hift import HiFT
 from stepaudio.vocoder.weights import HIFT_NAME, hift_names, read_state
 from training.acoustic import HOP, SETS, SOUND_RATE
-from training.adversary import Adversary, loss_of_made, own_loss
+from training.adversary import Adversary, Refined
 from training.captured import Batch
 from training.command import DEVICES, begin
 from training.data import RATE, Example, read_examples
@@ -238,29 +238,12 @@ def made_of(model: Generator, batch: Crops) -> tuple[torch.Tensor, torch.Tensor]
     return made, spectral_loss(made, batch.true, batch.wide)
 
 
-class Refined(nn.Module):
-    """The generator with its adversary, which has an optimizer of its own. They stay where the generator is."""
-
-    def __init__(self, generator: Generator) -> None:
-        super().__init__()
-        place = home(generator)
-        self.generator, self.adversary = generator, Adversary().to(place)
-        self.adversary.requires_grad_(False)
-        self._own = torch.optim.AdamW(
-            self.adversary.parameters(), REFINING_RATE, betas=(0.8, 0.99), capturable=place.type == "cuda"
-        )
-
-    def loss(self, batch: Crops) -> torch.Tensor:
-        """Let the adversary learn from a batch, then return what the generator is to learn from it."""
-        made, loss = made_of(self.generator, batch)
-        # Recordings of 16 kHz end at BAND, by which alone they would be known.
-        known = torch.where(batch.wide, 1.0, NARROW_SHARE)
-        self.adversary.requires_grad_(True)
-        self._own.zero_grad(set_to_none=True)
-        own_loss(self.adversary, made, batch.true, known).backward()
-        self._own.step()
-        self.adversary.requires_grad_(False)
-        return loss + ADVERSARY_SHARE * loss_of_made(self.adversary, made, batch.true, known)
+def refining_loss(model: Refined, batch: Crops) -> torch.Tensor:
+    """Let the adversary learn from a batch, then return what the generator is to learn from it."""
+    made, loss = made_of(model.generator, batch)
+    # Recordings of 16 kHz end at BAND, by which alone they would be known.
+    known = torch.where(batch.wide, 1.0, NARROW_SHARE)
+    return loss + ADVERSARY_SHARE * model.against(made, batch.true, known)
 
 
 @dataclass(frozen=True)
@@ -314,10 +297,10 @@ def refine(work: Path, speech: Path | None, steps: int, first: Path | None, cour
     inner = Generator(first, compiled=course.device == "cpu")
     if first is None and not (out / REFINED).is_file():
         inner.load_state_dict(best_weights(out / CHECKPOINT))
-    model = Refined(inner.to(course.device))
+    model = Refined(inner.to(course.device), Adversary(), REFINING_RATE)
 
     def loss(batch: Crops, generator: torch.Generator) -> torch.Tensor:
-        return model.loss(batch.to(home(model)))
+        return refining_loss(model, batch.to(home(model)))
 
     run(model, found, [1] * len(found), loss, out / REFINED, course.plan(steps, REFINING_RATE), crops)
 

@@ -290,7 +290,7 @@ def another_throat(
     return stretched(heard[0], kaldi_centres(), factor), stretched(heard[1], whisper_centres(), factor)
 
 
-def prepared(batch: list[Whole], generator: torch.Generator) -> Lesson:
+def prepared(batch: list[Whole], generator: torch.Generator, rows: int = BATCH_ROWS) -> Lesson:
     """Return what the loss of a batch needs: as much of every clip as the shortest one has, about.
 
     Of one length there is always the same count of clips (the first ones once more, or not the last ones), so that few
@@ -301,7 +301,7 @@ def prepared(batch: list[Whole], generator: torch.Generator) -> Lesson:
         return torch.rand(shape, generator=generator)
 
     groups = min(clip.groups for clip in batch) // STEP_GROUPS * STEP_GROUPS
-    batch = list(itertools.islice(itertools.cycle(batch), max(1, BATCH_ROWS // (ROWS_PER_GROUP * groups))))
+    batch = list(itertools.islice(itertools.cycle(batch), max(1, rows // (ROWS_PER_GROUP * groups))))
     cuts = [cut(clip, groups, generator) for clip in batch]
     pairs = [another_throat((one.bank, one.whisper), generator) for one in cuts]
     banks = [other_bank(bank, generator) if float(draw()) < DISTURBED else bank for bank, _ in pairs]
@@ -388,15 +388,21 @@ def begun(weights: Path) -> Joint:
     return Joint(exported_frames(folder), exported_tokenizer(folder / TOKENIZER_FILE), trainee)
 
 
+def training_clips(work: Path, every: int = EVERY) -> list[Whole]:
+    """Return the clips of all sets that may be trained on; of hibari's every ``every``-th."""
+    of = {"hibari": every}
+    clips = [clip for name in SETS for clip in itertools.islice(read_wholes(work, name), 0, None, of.get(name, 1))]
+    log.info("%d clips, %.1f h", len(clips), sum(clip.groups for clip in clips) * GROUP_SECONDS / 3600)
+    log.info("%d clips with labels", sum(1 for clip in clips if clip.record.bounds))
+    return clips
+
+
 def train(work: Path, weights: Path, steps: int, every: int, device: str, workers: int, *, captured: bool) -> None:
     """Train until ``steps`` steps are done, from the last checkpoint if there is one, else from the weights folder.
 
     every: of hibari's clips so manieth.
     """
-    of = {"hibari": every}
-    clips = [clip for name in SETS for clip in itertools.islice(read_wholes(work, name), 0, None, of.get(name, 1))]
-    log.info("%d clips, %.1f h", len(clips), sum(clip.groups for clip in clips) * GROUP_SECONDS / 3600)
-    log.info("%d clips with labels", sum(1 for clip in clips if clip.record.bounds))
+    clips = training_clips(work, every)
     out = work / "joint"
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
@@ -419,7 +425,7 @@ def train(work: Path, weights: Path, steps: int, every: int, device: str, worker
 
 
 def write(model: Joint, weights: Path) -> None:
-    """Write both encoders into a weights folder, and the flow's table with the rest of the flow."""
+    """Write both encoders and the flow into a weights folder."""
     frames = linguistic_export.rounded(model.frames)
     plain = Recogniser(CONFIG, frames.mean, frames.deviation)
     plain.load_state_dict(frames.state_dict(), strict=False)
@@ -428,6 +434,11 @@ def write(model: Joint, weights: Path) -> None:
     teacher.tokenizer.load_state_dict(model.tokenizer.state_dict())
     semantic.export(teacher, weights / TOKENIZER / TOKENIZER_FILE)
     export.halved(weights / TOKENIZER / TOKENIZER_FILE)
+    write_flow(model, weights)
+
+
+def write_flow(model: Joint, weights: Path) -> None:
+    """Write the flow into a weights folder, with the table of codes as it has become."""
     flow = model.trainee.flow
     with torch.no_grad():
         flow.input_embedding.embedding.weight.copy_(model.table())

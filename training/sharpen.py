@@ -1,0 +1,142 @@
+"""Sharpen what the flow expects: ``python -m training.sharpen {train,export} --work W --weights models/mini``.
+
+After training.joint the flow tells the mel that is to be expected, which is the mean of all that the codes leave open:
+smooth where speech is not. Here an adversary and a reader of phonemes teach it to decide (training.mel_adversary). The
+encoders stay as they are, so all codes keep their meaning and the language model need not learn anew; but they hear
+the clips disturbed as joint training does, so the flow learns what codes it may be given for a sound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from training.adversary import Refined
+from training.command import DEVICES, begin
+from training.joint import CHECKPOINT, SEED, Joint, Lesson, begun, prepared, training_clips, write_flow
+from training.mel_adversary import MelAdversary, Reader, apart
+from training.phones import IGNORED
+from training.trainer import Plan, best_weights, home, run
+
+BATCH_ROWS, STEPS, LEARNING_RATE, TURNED = 600, 6000, 2e-4, 4e-4
+ADVERSARY_RATE = 4e-4
+ADVERSARY_SHARE, READING_SHARE, SEEN_SHARE = 0.3, 0.3, 0.5
+"""Weights of the adversary's marks, of phonemes read wrongly, and of what the reader saw, beside the distance."""
+
+
+class Sharpened(nn.Module):
+    """The joint model, of which the flow alone learns, with a reader of phonemes that learns from true mels."""
+
+    def __init__(self, joint: Joint) -> None:
+        super().__init__()
+        self.joint, self.ear = joint, Reader()
+        for part in (joint.frames, joint.tokenizer):
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Sharpened:
+        """Train or not; the encoders, whose centroids follow what they hear in training, never do."""
+        super().train(mode)
+        self.joint.frames.eval()
+        self.joint.tokenizer.eval()
+        return self
+
+
+def loss_of(model: Refined, lesson: Lesson) -> torch.Tensor:
+    """Return how far the mel is off, how far from being taken for a true one, and how badly its phonemes are read."""
+    sharpened: Sharpened = model.generator
+    joint, ear, place = sharpened.joint, sharpened.ear, home(model)
+    lesson = lesson.to(place)
+    embedded = joint.embedded(lesson.heard)
+    with torch.autocast(place.type, torch.bfloat16):
+        features = joint.trainee.flow.encoder(embedded)
+        conditions = joint.trainee.beside(features, lesson.voices, lesson.prompt)
+    begin_ = torch.zeros(len(lesson.mel), device=place)
+    made = lesson.noise + joint.trainee(lesson.noise, conditions, begin_)
+    beside = conditions[..., : made.shape[2]].detach().float()
+    loss = F.l1_loss(made, lesson.mel) + ADVERSARY_SHARE * model.against(made, lesson.mel, beside)
+
+    def misread(logits: torch.Tensor) -> torch.Tensor:
+        labels = lesson.labels.flatten()
+        wrong = F.cross_entropy(logits.float().flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
+        return wrong / (labels != IGNORED).sum().clamp(min=1)
+
+    logits, theirs = ear(lesson.mel)
+    loss = loss + misread(logits)
+    # What is made learns from the reader, but not the reader from what is made.
+    fixed = {name: value.detach() for name, value in ear.named_parameters()}
+    logits, ours = torch.func.functional_call(ear, fixed, (made,))
+    return loss + READING_SHARE * misread(logits) + SEEN_SHARE * apart(ours, [one.detach() for one in theirs])
+
+
+def train(work: Path, weights: Path, steps: int, rows: int, device: str, workers: int, *, captured: bool) -> None:
+    """Train until ``steps`` steps are done, from the last checkpoint if there is one, else from joint training's.
+
+    rows: how many a step learns from.   workers, captured: as in trainer.Plan.
+    """
+    clips = training_clips(work)
+    out = work / "sharpen"
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+    joint = begun(weights)
+    joint.load_state_dict(best_weights(work / "joint" / CHECKPOINT))
+    model = Refined(Sharpened(joint).to(device), MelAdversary(), ADVERSARY_RATE)
+    plan = Plan(
+        steps=steps,
+        batch=rows,
+        rate=LEARNING_RATE,
+        turned=TURNED,
+        weight_decay=0.01,
+        average=0.999,
+        seed=SEED,
+        workers=workers,
+        captured=captured,
+    )
+    sizes = [len(clip.spoken.rows) for clip in clips]
+    prepare = functools.partial(prepared, rows=rows)
+    run(model, clips, sizes, lambda lesson, _: loss_of(model, lesson), out / CHECKPOINT, plan, prepare)
+
+
+def write(work: Path, weights: Path) -> None:
+    """Write the flow into a weights folder."""
+    joint = begun(weights)
+    prefix = "generator.joint."
+    state = best_weights(work / "sharpen" / CHECKPOINT)
+    joint.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+    write_flow(joint, weights)
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("train", "export"))
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True, help="the weights folder to begin with, and to write to")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--rows", type=int, default=BATCH_ROWS, help="rows of codes a step, 25 a second")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
+    parser.add_argument("--captured", action="store_true", help="record every shape's step as a CUDA graph")
+    options = parser.parse_args()
+    begin(options.work, f"sharpen-{options.part}", options.threads)
+    if options.part == "train":
+        train(
+            options.work,
+            options.weights,
+            options.steps,
+            options.rows,
+            options.device,
+            options.workers,
+            captured=options.captured,
+        )
+    else:
+        write(options.work, options.weights)
+
+
+if __name__ == "__main__":
+    main()
