@@ -106,8 +106,13 @@ def test_a_cpu_multiplies_few_rows_by_the_8_bits_themselves(rows, monkeypatch):
         got = packed.product(x)
     assert got.dtype == x.dtype
     assert float((got - expected).norm() / expected.norm()) < 0.006  # bfloat16 has three digits
-    many = torch.randn(49, 64)
-    torch.testing.assert_close(packed.product(many), many @ packed.dense().t(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(49, 64), (1, 24)])
+def test_what_the_kernel_is_not_for_is_unpacked(rows, columns, monkeypatch):
+    monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda *_: pytest.fail("The kernel was called."))
+    packed, x = PACKERS["int8"](torch.randn(32, columns)), torch.randn(rows, columns)
+    torch.testing.assert_close(packed.product(x), x @ packed.dense().t(), rtol=0, atol=0)
 
 
 def test_what_we_unpack_is_what_the_library_of_the_format_unpacks(folder, tiny_weights):
