@@ -217,7 +217,7 @@ def precision(weights: WeightsFolder, runtime: Runtime) -> str:
     if kept is None and is_packed(weights.editx):
         kept = "4 bits (AWQ)"
     name = _name(runtime.dtype) + (" with TF32" if runtime.tf32 and runtime.dtype == torch.float32 else "")
-    if weights.variant == BNB_INT8 and not runtime.on_gpu:  # see Int8Rows.product
+    if kept is not None and weights.variant != BNB_NF4 and not runtime.on_gpu:  # see Packed.product
         return f"{kept}, multiplied in bfloat16, prompts in {name}"
     return name if kept is None else f"{kept}, unpacked to {name} for each product"
 

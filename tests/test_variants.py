@@ -19,6 +19,7 @@ from stepaudio.errors import WeightsError
 from stepaudio.llm.bnb import PACKERS
 from stepaudio.llm.compressed import read_weight, scheme_of
 from stepaudio.llm.loading import load_step1
+from stepaudio.llm.quantised import Int4Groups, Packed
 from stepaudio.loading import choose, part_loaders, precision, steps
 from stepaudio.service import Service
 from stepaudio.settings import Settings
@@ -33,7 +34,7 @@ from tests.test_vocoder_bigvgan import write_bigvgan
 CPU = torch.device("cpu")
 WORDS = {
     "base": "language model in float32",
-    "awq": "language model in 4 bits (AWQ), unpacked to float32",
+    "awq": "language model in 4 bits (AWQ), multiplied in bfloat16, prompts in float32",
     "bnb-int8": "language model in 8 bits (bitsandbytes int8), multiplied in bfloat16, prompts in float32",
     "bnb-nf4": "language model in 4 bits (bitsandbytes NF4), unpacked to float32",
 }
@@ -95,11 +96,22 @@ def test_the_step_and_the_network_of_a_packed_model_agree(make, name):
         assert int(choice.ids[scores.argmax()]) == ids[len(prompt) + place]
 
 
+def int4(out: int, columns: int, group: int) -> Int4Groups:
+    codes = torch.randint(0, 256, (out, columns // 2), dtype=torch.uint8)
+    scale, zero = 0.1 * torch.rand(out, columns // group), torch.randint(0, 16, (out, columns // group)).float()
+    return Int4Groups(codes, scale, zero)
+
+
+def int8(out: int, columns: int) -> Packed:
+    return PACKERS["int8"](torch.randn(out, columns) * torch.rand(out, 1))
+
+
 @pytest.mark.parametrize("rows", [1, 3, 48])
-def test_a_cpu_multiplies_few_rows_by_the_8_bits_themselves(rows, monkeypatch):
+@pytest.mark.parametrize("make", [lambda: int8(96, 64), lambda: int4(96, 64, 32), lambda: int4(96, 256, 128)])
+def test_a_cpu_multiplies_few_rows_by_the_packed_numbers_themselves(make, rows, monkeypatch):
     torch.manual_seed(0)
-    weight, x = torch.randn(96, 64) * torch.rand(96, 1), torch.randn(rows, 64)
-    packed = PACKERS["int8"](weight).rows(32, 96)  # as the parts of a joint weight are
+    packed = make().rows(32, 96)  # as the parts of a joint weight are
+    x = torch.randn(rows, packed.shape[1])
     expected = x @ packed.dense().t()
     with monkeypatch.context() as patch:
         patch.setattr(type(packed), "dense", lambda _: pytest.fail("It was unpacked."))
@@ -108,10 +120,20 @@ def test_a_cpu_multiplies_few_rows_by_the_8_bits_themselves(rows, monkeypatch):
     assert float((got - expected).norm() / expected.norm()) < 0.006  # bfloat16 has three digits
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(49, 64), (1, 24)])
-def test_what_the_kernel_is_not_for_is_unpacked(rows, columns, monkeypatch):
-    monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda *_: pytest.fail("The kernel was called."))
-    packed, x = PACKERS["int8"](torch.randn(32, columns)), torch.randn(rows, columns)
+@pytest.mark.parametrize(
+    ("make", "rows"),
+    [
+        (lambda: int8(32, 64), 49),
+        (lambda: int8(32, 24), 1),
+        (lambda: int4(32, 64, 32), 49),
+        (lambda: int4(24, 64, 32), 1),
+        (lambda: int4(32, 64, 16), 1),
+    ],
+)
+def test_what_a_kernel_is_not_for_is_unpacked(make, rows):
+    torch.manual_seed(0)
+    packed = make()
+    x = torch.randn(rows, packed.shape[1])
     torch.testing.assert_close(packed.product(x), x @ packed.dense().t(), rtol=0, atol=0)
 
 

@@ -251,11 +251,11 @@ def _advice(results: Results, language: Language) -> list[str]:
 
 def _products(variants: list[dict[str, Any]], words: Mapping[str, str]) -> str:
     """Return what one product of the real size takes with each variant, where that was measured."""
-    told = [(row["name"], row["product"]) for row in variants if "product" in row]
-    if not told:
+    told = next((row["products"] for row in variants if "products" in row), None)
+    if told is None:
         return ""
-    rows = "; ".join(f"{name} {product['seconds'] * 1e3:.2f} ms" for name, product in told)
-    return words["advice_small_products"].format(inner=told[0][1]["inner"], outer=told[0][1]["outer"], rows=rows)
+    rows = "; ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in told["seconds"].items())
+    return words["advice_small_products"].format(inner=told["inner"], outer=told["outer"], rows=rows)
 
 
 def _scenarios(results: Results, language: Language) -> list[str]:

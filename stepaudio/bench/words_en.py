@@ -124,8 +124,8 @@ EN: dict[str, str] = {
     "advice_small": "A smaller language model",
     "advice_small_answer": (
         "It would be another voice. The same model can be packed (`STEPAUDIO_VARIANT`), which saves memory. It saves "
-        "time only where the packed weights themselves are multiplied, so that a token reads fewer bytes: that is so "
-        "for `bnb-int8` on a CPU. All other packed products unpack their matrix first; for four bits we have no kernel."
+        "time only where the packed weights themselves are multiplied, so that a token reads fewer bytes: `bnb-int8` "
+        "and `awq` on a CPU, by torch's kernels. All other packed products unpack their matrix first."
     ),
     "advice_small_figure": "{ids} tokens with their prompt: {variants}.{products} Bytes for a token at the real size: "
     "{bf16:.2f} GB in bfloat16, {w4:.2f} GB in four bits (computed)",
@@ -221,7 +221,7 @@ EN: dict[str, str] = {
     "takes_measured": " 16 takes are decoded {gain:.1f} times as fast as one after another, as measured there.",
     "precision": "Weights",
     "weights_bfloat16": "bfloat16",
-    "weights_W4A16": "4 bits, with a kernel that multiplies them packed (we have none)",
+    "weights_W4A16": "4 bits, with a kernel that multiplies them packed (we have none for a GPU)",
     "projected_decode": "Decoding",
     "projected_rest": "Prefill + flow + HiFT",
     "projected_hit": "Hit",

@@ -117,8 +117,8 @@ ZH: dict[str, str] = {
     "advice_small": "更小的语言模型",
     "advice_small_answer": (
         "那会是另一种声音。同一个模型可以压缩（`STEPAUDIO_VARIANT`），省的是内存。只有直接用压缩权重相乘、"
-        "让每个令牌少读字节时才省时间：`bnb-int8` 在 CPU 上就是这样。其他压缩形式每次乘法都先解开矩阵；"
-        "4 位的算子我们没有。"
+        "让每个令牌少读字节时才省时间：CPU 上的 `bnb-int8` 与 `awq` 就是这样，用的是 torch 的算子。"
+        "其他压缩形式每次乘法都先解开矩阵。"
     ),
     "advice_small_products": "与真实模型同样大的一次乘法（{inner} x {outer}）：{rows}。",
     "advice_small_figure": "{ids} 个令牌含提示词：{variants}。{products}真实大小下每个令牌的字节："
@@ -207,7 +207,7 @@ ZH: dict[str, str] = {
     "takes_measured": "16 个版本并排解码的速度是逐个解码的 {gain:.1f} 倍，同样在那里测得。",
     "precision": "权重",
     "weights_bfloat16": "bfloat16",
-    "weights_W4A16": "4 位，需要直接相乘的算子（我们没有）",
+    "weights_W4A16": "4 位，需要直接相乘的算子（GPU 上我们没有）",
     "projected_decode": "解码",
     "projected_rest": "预填充 + flow + HiFT",
     "projected_hit": "命中",

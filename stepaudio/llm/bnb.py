@@ -14,16 +14,12 @@ from torch import Tensor, nn
 
 from stepaudio.errors import WeightsError
 from stepaudio.llm.network import Decoder, DecoderLayer
-from stepaudio.llm.quantised import Packed, QuantisedLinear
+from stepaudio.llm.quantised import FEW_ROWS, Packed, QuantisedLinear
 
 LIBRARY = "bitsandbytes"
 Kind = Literal["int8", "nf4"]
 _BLOCK = 64
 _MOST_INT8 = 127
-_FEW_ROWS = 48
-"""Up to so many rows a CPU is faster at multiplying the codes as they are than at unpacking them first (measured at
-3072 x 8192: 15 to 20 times at one row, equal at some 60)."""
-
 _WHOLE_COLUMNS = 64
 """torch's kernel reads whole vectors: with 8 or 24 columns it reads past the end (seen to crash); with multiples of 16
 it does not."""
@@ -66,7 +62,7 @@ class Int8Rows(Packed):
 
         So a quarter of what float32 takes is read, by a kernel that torch has for CPUs and for bfloat16 alone.
         """
-        if x.device.type != "cpu" or len(x) > _FEW_ROWS or x.shape[1] % _WHOLE_COLUMNS:
+        if x.device.type != "cpu" or len(x) > FEW_ROWS or x.shape[1] % _WHOLE_COLUMNS:
             return super().product(x)
         scale = (self.largest / _MOST_INT8).to(torch.bfloat16)
         found: Tensor = torch._weight_int8pack_mm(x.to(torch.bfloat16), self.codes, scale)
