@@ -25,12 +25,13 @@ from .conftest import voice
 def heard(voice_name: str, seed: int, errors: int, best: str, quality: float = 3.0) -> Heard:
     scores = {name: (0.9 if name == best else 0.5) for name in ("a", "b")}
     ears = {"resemblyzer": scores, "d-vector": {"a": 0.1, "b": 0.2}}
-    return Heard(voice_name, "a", "clip", seed, errors, 10, "", quality, ears)
+    return Heard(voice_name, "a", "clip", seed, errors, 10, "", -errors / 4, quality, ears)
 
 
 def test_word_errors_are_summed_and_voices_counted() -> None:
     found = summary([heard("a", 1, 1, "a"), heard("a", 1, 3, "b", quality=2.0)])
     assert found["word error rate"] == 0.2
+    assert found["log-probability of the text"] == -0.5
     assert found["quality"] == 2.5
     assert found["nearest, resemblyzer"] == 0.5
     assert found["similarity, resemblyzer"] == pytest.approx(0.7)
@@ -93,7 +94,7 @@ def test_the_report_is_made_by_the_products_encoder_and_vocoder(
         def hear(self, samples: np.ndarray, rate: int, voice: str, said: Clip, codes_of: str, seed: int) -> Heard:
             lengths.append((codes_of, rate, len(samples) / rate))
             scores = {name: {one: float(one == voice) for one in "abc"} for name in ("resemblyzer", "d-vector")}
-            return Heard(voice, codes_of, said.name, seed, 0, 2, "one two", 3.0, scores)
+            return Heard(voice, codes_of, said.name, seed, 0, 2, "one two", -0.5, 3.0, scores)
 
     monkeypatch.setattr(evaluate, "choose_voices", lambda speech, clips: voices)
     monkeypatch.setattr(evaluate, "Panel", Panel)
@@ -138,7 +139,7 @@ def test_clones_are_made_by_the_products_pipeline(
 
         def hear(self, samples: np.ndarray, rate: int, voice: str, said: Clip, codes_of: str, seed: int) -> Heard:
             scores = {name: {one: float(one == voice) for one in self.known} for name in ("resemblyzer", "d-vector")}
-            return Heard(voice, codes_of, said.name, seed, 2 if voice == "Ada" else 1, 5, said.text, 3.0, scores)
+            return Heard(voice, codes_of, said.name, seed, 2 if voice == "Ada" else 1, 5, said.text, -0.5, 3.0, scores)
 
     voices = [evaluate.Voice(name, clip(name), [], []) for name in "ab"]
     monkeypatch.setattr(evaluate_clone, "choose_voices", lambda speech, clips: voices)

@@ -82,6 +82,7 @@ class Heard:
     word_errors: int
     words: int
     transcript: str
+    log_probability: float
     quality: float
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -185,6 +186,7 @@ class Panel:
             judges.errors(spoken, judges.words(transcript)),
             len(spoken),
             transcript,
+            round(self.listener.log_probability(samples, rate, said.text), 4),
             round(self.quality.score(samples, rate), 3),
             scores,
         )
@@ -199,6 +201,7 @@ def summary(heard: list[Heard]) -> dict[str, float]:
     """Return the rates and means of some sounds."""
     found = {
         "word error rate": sum(one.word_errors for one in heard) / max(1, sum(one.words for one in heard)),
+        "log-probability of the text": float(np.mean([one.log_probability for one in heard])),
         "quality": float(np.mean([one.quality for one in heard])),
     }
     for judge in heard[0].scores:

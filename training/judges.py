@@ -21,6 +21,8 @@ from training import pins
 from training.shards import read_records, read_samples
 
 RATE = 16000
+LEAST_PROBABILITY = 1e-6
+"""A token is never taken for less likely, lest one decide the mean."""
 
 _SPELLED = {"mr": "mister", "mrs": "missus", "dr": "doctor", "st": "saint", "okay": "ok", "till": "til"}
 
@@ -72,6 +74,22 @@ class Listener:
             at_16k(samples, rate), language="en", beam_size=5, without_timestamps=True, condition_on_previous_text=False
         )
         return " ".join(segment.text.strip() for segment in segments)
+
+    def log_probability(self, samples: np.ndarray, rate: int, text: str) -> float:
+        """Return the mean log-probability that Whisper gives to the tokens of the true text.
+
+        Word errors of some hundred words scatter by points; this tells of every token how nearly it was heard.
+        """
+        from faster_whisper.audio import pad_or_trim
+        from faster_whisper.tokenizer import Tokenizer
+
+        model = self._model
+        features = model.feature_extractor(at_16k(samples, rate))
+        tokenizer = Tokenizer(model.hf_tokenizer, True, task="transcribe", language="en")
+        tokens = tokenizer.encode(f" {text.lower().capitalize()}")
+        encoded = model.encode(pad_or_trim(features))
+        (found,) = model.model.align(encoded, tokenizer.sot_sequence, [tokens], [features.shape[-1]])
+        return float(np.log(np.maximum(found.text_token_probs[: len(tokens)], LEAST_PROBABILITY)).mean())
 
     def word_errors(self, samples: np.ndarray, rate: int, text: str) -> tuple[int, int]:
         """Return (word errors, words of ``text``); their sums over clips give the word error rate."""

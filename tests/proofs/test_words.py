@@ -5,6 +5,8 @@ scripts/proof tests/proofs/test_words.py
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,16 @@ def test_most_words_that_the_presets_say_are_understood(tmp_path: Path) -> None:
     engine.close()
     assert total > 100
     assert wrong / total <= MOST_WRONG
+
+
+def test_the_judge_finds_the_true_text_likelier_than_another_one() -> None:
+    pytest.importorskip("faster_whisper", reason="the judge is not installed: see training/requirements.txt")
+    from training.evaluate_clone import preset_voices
+    from training.judges import LEAST_PROBABILITY, Listener
+
+    listener = Listener(1)
+    voices = preset_voices(ROOT / "models" / "mini")
+    for voice, other in itertools.pairwise(voices):
+        sound, rate = voice.prompt.samples, voice.prompt.rate
+        true, false = (listener.log_probability(sound, rate, one.prompt.text) for one in (voice, other))
+        assert math.log(LEAST_PROBABILITY) < false < true - 1 < 0
