@@ -98,14 +98,14 @@ def test_a_checkpoint_becomes_the_flow_of_a_weights_folder(model: Refined, tmp_p
     mini = tmp_path / "mini"
     shutil.copytree(MINI, mini)
     final = model.generator.joint.trainee.flow.decoder.estimator.final_layer.linear
-    final.weight.data += 0.125
+    before = final.weight.detach().clone()
+    final.weight.data += 0.25
     (tmp_path / "sharpen").mkdir()
     torch.save({"model": model.state_dict()}, tmp_path / "sharpen" / joint.CHECKPOINT)
-    sharpen.write(tmp_path, mini)
+    sharpen.write(tmp_path, mini, 0.5)
     written = read_state(mini / EDITX / COSYVOICE / FLOW_NAME)
-    torch.testing.assert_close(
-        written["decoder.estimator.final_layer.linear.weight"].float(), final.weight.detach(), atol=1e-3, rtol=1e-3
-    )
+    found = written["decoder.estimator.final_layer.linear.weight"]
+    torch.testing.assert_close(found.float(), before + 0.125, atol=1e-3, rtol=1e-3)
     for path in (MINI / TOKENIZER).rglob("*.*"):
         if path.is_file():
             assert path.read_bytes() == (mini / path.relative_to(MINI)).read_bytes(), path

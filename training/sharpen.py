@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stepaudio.vocoder.weights import FLOW_NAME, read_state
+from stepaudio.weights import COSYVOICE, EDITX
+from training import export
 from training.adversary import Refined
 from training.command import DEVICES, begin
 from training.joint import CHECKPOINT, SEED, Joint, Lesson, begun, prepared, training_clips, write_flow
@@ -27,6 +30,9 @@ BATCH_ROWS, STEPS, LEARNING_RATE, TURNED = 600, 6000, 2e-4, 4e-4
 ADVERSARY_RATE = 4e-4
 ADVERSARY_SHARE, READING_SHARE, SEEN_SHARE = 0.3, 0.3, 0.5
 """Weights of the adversary's marks, of phonemes read wrongly, and of what the reader saw, beside the distance."""
+
+SHARE = 0.6
+"""How far the exported flow goes from the one before to the trained one."""
 
 
 class Sharpened(nn.Module):
@@ -101,13 +107,21 @@ def train(work: Path, weights: Path, steps: int, rows: int, device: str, workers
     run(model, clips, sizes, lambda lesson, _: loss_of(model, lesson), out / CHECKPOINT, plan, prepare)
 
 
-def write(work: Path, weights: Path) -> None:
-    """Write the flow into a weights folder."""
-    joint = begun(weights)
+def write(work: Path, weights: Path, share: float) -> None:
+    """Write the flow into a weights folder: what lies ``share`` of the way from that folder's to the trained one.
+
+    Between the two lies what keeps the words of the one and has the sound of the other (Wortsman et al., Robust
+    fine-tuning of zero-shot models, arXiv 2109.01903).
+    """
+    joint, folder = begun(weights), weights / EDITX / COSYVOICE
     prefix = "generator.joint."
     state = best_weights(work / "sharpen" / CHECKPOINT)
     joint.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+    before = read_state(folder / FLOW_NAME)
     write_flow(joint, weights)
+    after = read_state(folder / FLOW_NAME)
+    mixed = {name: torch.lerp(one.float(), after[name].float(), share) for name, one in before.items()}
+    torch.save(export.half(mixed), folder / FLOW_NAME)
 
 
 def main() -> None:
@@ -118,6 +132,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="the weights folder to begin with, and to write to")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--rows", type=int, default=BATCH_ROWS, help="rows of codes a step, 25 a second")
+    parser.add_argument("--share", type=float, default=SHARE, help="of the way from the folder's flow, export")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
@@ -135,7 +150,7 @@ def main() -> None:
             captured=options.captured,
         )
     else:
-        write(options.work, options.weights)
+        write(options.work, options.weights, options.share)
 
 
 if __name__ == "__main__":
