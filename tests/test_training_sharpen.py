@@ -12,8 +12,8 @@ from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from stepaudio.weights import COSYVOICE, EDITX, TOKENIZER
 from tests.test_training_joint import clip
 from training import joint, sharpen
-from training.adversary import Refined, own_loss
-from training.mel_adversary import MelAdversary, Reader, apart
+from training.adversary import Refined, apart, own_loss
+from training.mel_adversary import MelAdversary, Reader
 
 MINI = Path("models/mini")
 

@@ -8,6 +8,7 @@ fifth ... sample (HiFi-GAN's, Kong et al., arXiv 2010.05646), and mark every str
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -140,13 +141,17 @@ def own_loss(adversary: nn.Module, made: torch.Tensor, true: torch.Tensor, besid
     return total / len(pairs)
 
 
+def apart(ours: Iterable[torch.Tensor], theirs: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return how far what the layers saw of one thing is from what they saw of another, over its size."""
+    pairs = ((one.float(), other.float()) for one, other in zip(ours, theirs, strict=True))
+    return torch.stack([F.l1_loss(one, other) / other.abs().mean() for one, other in pairs]).mean()
+
+
 def loss_of_made(adversary: nn.Module, made: torch.Tensor, true: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
     """Return the generator's loss: its marks shall be 1, and be given for the same reasons as those of real sound."""
     with torch.no_grad():
         real = adversary(true, beside)
     total = made.new_zeros(())
     for (marks, ours), (_, theirs) in zip(adversary(made, beside), real, strict=True):
-        pairs = ((one.float(), other.float()) for one, other in zip(ours, theirs, strict=True))
-        apart = [F.l1_loss(one, other) / other.abs().mean() for one, other in pairs]
-        total = total + (marks.float() - 1).square().mean() + torch.stack(apart).mean() * 2
+        total = total + (marks.float() - 1).square().mean() + 2 * apart(ours, theirs)
     return total / len(real)

@@ -8,8 +8,6 @@ whether the right sound is still heard.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -76,9 +74,3 @@ class Reader(nn.Module):
                 x = x + F.gelu(norm(layer(x).transpose(1, 2))).transpose(1, 2)
                 seen.append(x)
             return self.last(x.transpose(1, 2)), seen
-
-
-def apart(ours: Iterable[torch.Tensor], theirs: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Return how far what the layers saw of one thing is from what they saw of another, over its size."""
-    pairs = ((one.float(), other.float()) for one, other in zip(ours, theirs, strict=True))
-    return torch.stack([F.l1_loss(one, other) / other.abs().mean() for one, other in pairs]).mean()

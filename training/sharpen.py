@@ -19,10 +19,10 @@ from torch import nn
 from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from stepaudio.weights import COSYVOICE, EDITX
 from training import export
-from training.adversary import Refined
+from training.adversary import Refined, apart
 from training.command import DEVICES, begin
 from training.joint import CHECKPOINT, SEED, Joint, Lesson, begun, prepared, training_clips, write_flow
-from training.mel_adversary import MelAdversary, Reader, apart
+from training.mel_adversary import MelAdversary, Reader
 from training.phones import IGNORED
 from training.trainer import Plan, best_weights, home, run
 
