@@ -45,7 +45,7 @@ from training.exported import exported_frames, exported_tokenizer
 from training.flow import Trainee, prompt_of
 from training.linguistic import CONFIG, Quantised, Recogniser, assign
 from training.linguistic import augmented as other_bank
-from training.phones import CLASSES, IGNORED, frame_labels
+from training.phones import CLASSES, IGNORED, frame_labels, misread
 from training.semantic import LEVELS, Tokenizer, code_count, gathered
 from training.semantic import augmented as other_mel
 from training.shards import ClipRecord
@@ -84,6 +84,9 @@ HURRIED, HURRY = 0.5, 0.16
 
 FRAME_SECONDS, PAUSE_FRAMES = 0.02, 5
 SEED = 9
+PLAN = Plan(
+    steps=STEPS, batch=BATCH_ROWS, rate=LEARNING_RATE, turned=TURNED, weight_decay=0.01, average=0.999, seed=SEED
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,20 +321,25 @@ def prepared(batch: list[Whole], generator: torch.Generator, rows: int = BATCH_R
     )
 
 
-def loss_of(model: Joint, lesson: Lesson) -> torch.Tensor:
-    """Return how far the expected mel is off, and how badly the features tell the phonemes."""
-    place = home(model)
-    lesson = lesson.to(place)
+def given_back(model: Joint, lesson: Lesson) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the mel that is expected (B, T, M), the features (B, T, D) and the conditions that it was made of."""
+    place = lesson.mel.device
     embedded = model.embedded(lesson.heard)
     with torch.autocast(place.type, torch.bfloat16):
         features = model.trainee.flow.encoder(embedded)
         conditions = model.trainee.beside(features, lesson.voices, lesson.prompt)
-        phones = model.reader(features)
     begin_ = torch.zeros(len(lesson.mel), device=place)
-    loss = F.l1_loss(lesson.noise + model.trainee(lesson.noise, conditions, begin_), lesson.mel)
-    labels = lesson.labels.flatten()
-    wrong = F.cross_entropy(phones.float().flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
-    loss = loss + PHONE_SHARE * wrong / (labels != IGNORED).sum().clamp(min=1)
+    return lesson.noise + model.trainee(lesson.noise, conditions, begin_), features, conditions
+
+
+def loss_of(model: Joint, lesson: Lesson) -> torch.Tensor:
+    """Return how far the expected mel is off, and how badly the features tell the phonemes."""
+    place = home(model)
+    lesson = lesson.to(place)
+    made, features, _ = given_back(model, lesson)
+    with torch.autocast(place.type, torch.bfloat16):
+        phones = model.reader(features)
+    loss = F.l1_loss(made, lesson.mel) + PHONE_SHARE * misread(phones, lesson.labels)
     return loss + COMMITMENT_SHARE * model.frames.commitment
 
 
@@ -409,17 +417,7 @@ def train(work: Path, weights: Path, steps: int, every: int, device: str, worker
     # It plans anew for every length, which takes longer than a step; a recorded step was planned once.
     torch.backends.cudnn.enabled = captured
     model = begun(weights).to(device)
-    plan = Plan(
-        steps=steps,
-        batch=BATCH_ROWS,
-        rate=LEARNING_RATE,
-        turned=TURNED,
-        weight_decay=0.01,
-        average=0.999,
-        seed=SEED,
-        workers=workers,
-        captured=captured,
-    )
+    plan = replace(PLAN, steps=steps, workers=workers, captured=captured)
     sizes = [len(clip.spoken.rows) for clip in clips]
     run(model, clips, sizes, lambda lesson, _: loss_of(model, lesson), out / CHECKPOINT, plan, prepared)
 
@@ -434,15 +432,15 @@ def write(model: Joint, weights: Path) -> None:
     teacher.tokenizer.load_state_dict(model.tokenizer.state_dict())
     semantic.export(teacher, weights / TOKENIZER / TOKENIZER_FILE)
     export.halved(weights / TOKENIZER / TOKENIZER_FILE)
-    write_flow(model, weights)
+    torch.save(flow_of(model), weights / EDITX / COSYVOICE / FLOW_NAME)
 
 
-def write_flow(model: Joint, weights: Path) -> None:
-    """Write the flow into a weights folder, with the table of codes as it has become."""
+def flow_of(model: Joint) -> dict[str, torch.Tensor]:
+    """Return the flow's weights as they are exported, with the table of codes as it has become."""
     flow = model.trainee.flow
     with torch.no_grad():
         flow.input_embedding.embedding.weight.copy_(model.table())
-    torch.save(export.half(flow.state_dict()), weights / EDITX / COSYVOICE / FLOW_NAME)
+    return export.half(flow.state_dict())
 
 
 def main() -> None:

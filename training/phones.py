@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 SILENCE = 0
 """The class of silence, which is also CTC's blank."""
@@ -59,6 +61,13 @@ def frame_words(phones: str, bounds: Sequence[float], centres: np.ndarray) -> np
         return np.full(len(centres), -1, np.int64)
     numbers = np.cumsum([phone == " " for phone in phones])
     return np.concatenate(([-1], numbers, [-1]))[np.searchsorted(np.asarray(bounds), centres, side="right")]
+
+
+def misread(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return how badly phonemes are read: the cross-entropy of logits (B, T, CLASSES) where labels (B, T) are known."""
+    labels = labels.flatten()
+    wrong = F.cross_entropy(logits.float().flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
+    return wrong / (labels != IGNORED).sum().clamp(min=1)
 
 
 def collapsed(best: Sequence[int]) -> list[int]:

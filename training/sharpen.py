@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,10 +22,21 @@ from stepaudio.weights import COSYVOICE, EDITX
 from training import export
 from training.adversary import Refined, apart
 from training.command import DEVICES, begin
-from training.joint import CHECKPOINT, SEED, Joint, Lesson, begun, prepared, training_clips, write_flow
+from training.joint import (
+    CHECKPOINT,
+    PLAN,
+    SEED,
+    Joint,
+    Lesson,
+    begun,
+    flow_of,
+    given_back,
+    prepared,
+    training_clips,
+)
 from training.mel_adversary import MelAdversary, Reader
-from training.phones import IGNORED
-from training.trainer import Plan, best_weights, home, run
+from training.phones import misread
+from training.trainer import best_weights, home, run
 
 BATCH_ROWS, STEPS, LEARNING_RATE, TURNED = 600, 6000, 2e-4, 4e-4
 ADVERSARY_RATE = 4e-4
@@ -55,28 +67,17 @@ class Sharpened(nn.Module):
 def loss_of(model: Refined, lesson: Lesson) -> torch.Tensor:
     """Return how far the mel is off, how far from being taken for a true one, and how badly its phonemes are read."""
     sharpened: Sharpened = model.generator
-    joint, ear, place = sharpened.joint, sharpened.ear, home(model)
-    lesson = lesson.to(place)
-    embedded = joint.embedded(lesson.heard)
-    with torch.autocast(place.type, torch.bfloat16):
-        features = joint.trainee.flow.encoder(embedded)
-        conditions = joint.trainee.beside(features, lesson.voices, lesson.prompt)
-    begin_ = torch.zeros(len(lesson.mel), device=place)
-    made = lesson.noise + joint.trainee(lesson.noise, conditions, begin_)
+    ear, lesson = sharpened.ear, lesson.to(home(model))
+    made, _, conditions = given_back(sharpened.joint, lesson)
     beside = conditions[..., : made.shape[2]].detach().float()
     loss = F.l1_loss(made, lesson.mel) + ADVERSARY_SHARE * model.against(made, lesson.mel, beside)
-
-    def misread(logits: torch.Tensor) -> torch.Tensor:
-        labels = lesson.labels.flatten()
-        wrong = F.cross_entropy(logits.float().flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
-        return wrong / (labels != IGNORED).sum().clamp(min=1)
-
     logits, theirs = ear(lesson.mel)
-    loss = loss + misread(logits)
+    loss = loss + misread(logits, lesson.labels)
     # What is made learns from the reader, but not the reader from what is made.
     fixed = {name: value.detach() for name, value in ear.named_parameters()}
     logits, ours = torch.func.functional_call(ear, fixed, (made,))
-    return loss + READING_SHARE * misread(logits) + SEEN_SHARE * apart(ours, [one.detach() for one in theirs])
+    seen = SEEN_SHARE * apart(ours, [one.detach() for one in theirs])
+    return loss + READING_SHARE * misread(logits, lesson.labels) + seen
 
 
 def train(work: Path, weights: Path, steps: int, rows: int, device: str, workers: int, *, captured: bool) -> None:
@@ -91,17 +92,7 @@ def train(work: Path, weights: Path, steps: int, rows: int, device: str, workers
     joint = begun(weights)
     joint.load_state_dict(best_weights(work / "joint" / CHECKPOINT))
     model = Refined(Sharpened(joint).to(device), MelAdversary(), ADVERSARY_RATE)
-    plan = Plan(
-        steps=steps,
-        batch=rows,
-        rate=LEARNING_RATE,
-        turned=TURNED,
-        weight_decay=0.01,
-        average=0.999,
-        seed=SEED,
-        workers=workers,
-        captured=captured,
-    )
+    plan = replace(PLAN, steps=steps, batch=rows, rate=LEARNING_RATE, turned=TURNED, workers=workers, captured=captured)
     sizes = [len(clip.spoken.rows) for clip in clips]
     prepare = functools.partial(prepared, rows=rows)
     run(model, clips, sizes, lambda lesson, _: loss_of(model, lesson), out / CHECKPOINT, plan, prepare)
@@ -113,15 +104,13 @@ def write(work: Path, weights: Path, share: float) -> None:
     Between the two lies what keeps the words of the one and has the sound of the other (Wortsman et al., Robust
     fine-tuning of zero-shot models, arXiv 2109.01903).
     """
-    joint, folder = begun(weights), weights / EDITX / COSYVOICE
+    joint, path = begun(weights), weights / EDITX / COSYVOICE / FLOW_NAME
     prefix = "generator.joint."
     state = best_weights(work / "sharpen" / CHECKPOINT)
     joint.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
-    before = read_state(folder / FLOW_NAME)
-    write_flow(joint, weights)
-    after = read_state(folder / FLOW_NAME)
-    mixed = {name: torch.lerp(one.float(), after[name].float(), share) for name, one in before.items()}
-    torch.save(export.half(mixed), folder / FLOW_NAME)
+    after = flow_of(joint)
+    mixed = {name: torch.lerp(one.float(), after[name].float(), share) for name, one in read_state(path).items()}
+    torch.save(export.half(mixed), path)
 
 
 def main() -> None:

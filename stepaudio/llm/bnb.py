@@ -5,6 +5,7 @@ bitsandbytes is not among the requirements: only who chooses such a variant need
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -64,9 +65,13 @@ class Int8Rows(Packed):
         """
         if x.device.type != "cpu" or len(x) > FEW_ROWS or x.shape[1] % _WHOLE_COLUMNS:
             return super().product(x)
-        scale = (self.largest / _MOST_INT8).to(torch.bfloat16)
-        found: Tensor = torch._weight_int8pack_mm(x.to(torch.bfloat16), self.codes, scale)
+        found: Tensor = torch._weight_int8pack_mm(x.to(torch.bfloat16), self.codes, self._scale)
         return found.to(x.dtype)
+
+    @functools.cached_property
+    def _scale(self) -> Tensor:
+        """What a code stands for in each row, bfloat16 (out,): every step asks for it."""
+        return (self.largest / _MOST_INT8).to(torch.bfloat16)
 
     def rows(self, first: int, last: int) -> Self:
         return type(self)(self.codes[first:last], self.largest[first:last], self.dtype)
