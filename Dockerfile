@@ -24,7 +24,7 @@ RUN apt-get update \
 WORKDIR /app
 # DO_NOT_TRACK and the like: nothing in the image reports to anybody.
 # HF_HUB_OFFLINE: nothing is fetched behind the user's back; `python -m stepaudio download` does not go through it.
-# NUMBA_CACHE_DIR: numba, which FunASR imports, wants a writable folder under whatever user the container runs.
+# NUMBA_CACHE_DIR: Numba keeps there what it compiled, under whatever user the container runs.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONUTF8=1 \

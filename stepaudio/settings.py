@@ -86,7 +86,9 @@ class Settings(BaseSettings):
     linguistic_onnx_dir: str = Field("", description="folder of the exported encoder; empty: the FunASR folder")
     cuda_graphs: bool = Field(True, description="a GPU replays the language model's steps as CUDA graphs")
     fused_kernels: bool = Field(
-        True, description="a GPU computes the language model's layers in Triton kernels of our own (needs a C compiler)"
+        True,
+        description="the language model's steps in kernels of our own: on a GPU by Triton (needs a C compiler), on a "
+        "CPU, for a small model, by Numba",
     )
     prefix_megabytes: int = Field(
         256,

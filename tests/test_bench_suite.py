@@ -82,15 +82,15 @@ def test_the_spread_is_that_of_at_least_five_hits(measured):
 
 def test_every_switch_has_both_sides_and_the_same_result(measured):
     switches = {row["name"]: row for row in measured["results"]["switches"]}
-    assert set(switches) == {"windows", "beside", "cache", "step", "kept", "ahead"}
+    assert set(switches) == {"windows", "beside", "cache", "step", "kernels", "kept", "ahead"}
     for name, row in switches.items():
         assert row["factor"] == pytest.approx(row["without"]["seconds"] / row["with"]["seconds"])
         assert len(row["without"]["all_seconds"]) == len(row["with"]["all_seconds"]) == 2, name
-    for name in ("windows", "step", "kept"):
+    for name in ("windows", "step", "kernels", "kept"):
         assert switches[name]["agreeing"] == 1.0
     assert switches["ahead"]["agreeing"] < 1e-3
     # In processor time, which a busy machine hardly changes.
-    for name in ("windows", "cache", "step"):
+    for name in ("windows", "cache", "step", "kernels"):
         assert switches[name]["with"]["processor"] < switches[name]["without"]["processor"], name
 
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from stepaudio.llm.generate import SpeechLM
 from stepaudio.llm.graphs import Captured, CudaCapture
+from stepaudio.llm.layers import PlainLayers
 from stepaudio.types import SamplingParams
 from tests.test_llm_generate import GREEDY, Tiny, different_prompts
 
@@ -108,7 +109,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 def capturing(tiny: Tiny, device: torch.device) -> SpeechLM:
     lm = tiny.lm(10)
-    lm._capture = CudaCapture(device)
+    lm._layers, lm._capture = PlainLayers, CudaCapture(device)  # as on a GPU: no step is compiled
     return lm
 
 

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stepaudio.llm.attention import KeyValueCache
+from stepaudio.llm.layers import LayersMaker, PlainLayers
 from stepaudio.llm.network import Decoder, Dimensions
 from stepaudio.llm.sampling import SpeechHead, uniforms
 from stepaudio.llm.step import DecodeState, Step, StepWeights
@@ -33,18 +34,25 @@ def _without_gradients():
 class Bench:
     """A random decoder with some sequences in a state, ready to step."""
 
-    def __init__(self, lengths: list[int], params: SamplingParams, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        lengths: list[int],
+        params: SamplingParams,
+        dtype: torch.dtype = torch.float32,
+        layers: Callable[[StepWeights], LayersMaker] = lambda _: PlainLayers,
+        size: Dimensions = SIZE,
+    ) -> None:
         torch.manual_seed(1)
         with torch.inference_mode(mode=False):
-            self.decoder = Decoder(SIZE).to(dtype).requires_grad_(False)
-            self.head = SpeechHead(nn.Linear(48, 120, bias=False).weight.detach().to(dtype), VOCABULARY)
+            self.decoder = Decoder(size).to(dtype).requires_grad_(False)
+            self.head = SpeechHead(nn.Linear(size.hidden, 120, bias=False).weight.detach().to(dtype), VOCABULARY)
             weights = StepWeights(self.decoder)
         self.state = DecodeState(weights, len(lengths), 300)
         self.prompts = [torch.randint(4, 120, (length,)).tolist() for length in lengths]
         for row, prompt in enumerate(self.prompts):
             hidden = self.decoder(torch.tensor([prompt]), cache=self.state.cache.row(row))[0, -1]
             self.state.begin(row, prompt, hidden, uniforms(row, 200))
-        self.step = Step(weights, self.head, self.state, len(lengths), params)
+        self.step = Step(weights, self.head, self.state, len(lengths), params, layers=layers(weights))
         self.drawn = 0
 
     def draw(self, count: int) -> None:

@@ -261,17 +261,19 @@ def test_tf32_is_told_of_each_part_that_has_it(folder, dtype, tf32, expected):
     [
         ("cuda", True, True, " (fused kernels, with CUDA graphs)"),
         ("cuda", False, False, " (plain layers, without CUDA graphs)"),
-        ("cpu", False, False, ""),
+        ("cpu", True, False, " (compiled steps)"),
+        ("cpu", False, False, " (plain layers)"),
     ],
 )
-def test_how_a_gpu_computes_its_steps_is_told(device, fused, graphs, expected):
+def test_how_steps_are_computed_is_told(device, fused, graphs, expected):
     lm = SimpleNamespace(device=torch.device(device), fused=fused, graphs=graphs)
     assert steps(lm) == expected
 
 
-def test_a_cpu_has_neither_fused_kernels_nor_graphs(make):
-    lm = make("base", fused_kernels=True, cuda_graphs=True).pipeline._lm
-    assert (lm.fused, lm.graphs) == (False, False)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_cpu_has_no_graphs_and_compiles_its_steps_if_that_is_wanted(make, wanted):
+    lm = make("base", fused_kernels=wanted, cuda_graphs=True).pipeline._lm
+    assert (lm.fused, lm.graphs) == (wanted, False)
 
 
 def test_the_page_lists_the_variants_with_their_reasons_in_both_languages(make, tmp_path):

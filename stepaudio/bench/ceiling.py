@@ -55,7 +55,7 @@ def copy_bandwidth(device: torch.device, synchronize: Callable[[], None], copied
 def bytes_per_id(bench: Workbench, length: int) -> dict[str, int]:
     """Return how many bytes a step reads for one sequence of ``length`` ids: layers, head, keys and values."""
     decoder = bench.model.model
-    size, element = decoder.size, decoder.embed_tokens.weight.element_size()
+    size, element = decoder.size, bench.step_lm.element_size
     layers = sum(parameter.numel() for layer in decoder.layers for parameter in layer.parameters())
     # Two of five draws are among the linguistic ids, three among the semantic ones.
     rows = (2 * len(bench.vocabulary.linguistic) + 3 * len(bench.vocabulary.semantic)) // GROUP

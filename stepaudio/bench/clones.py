@@ -120,6 +120,7 @@ def measure_switches(bench: Workbench, case: Case, runs: int) -> list[dict[str, 
             run("beside", lambda: bench.encoder.encode(reference.waveform))
             run("hit", lambda: cache.get_or_encode(reference.waveform, bench.encoder.encode))
             plain = run("plain", lambda: generate(bench.plain_lm))
+            torchs = run("torchs", lambda: generate(bench.torch_lm))
             step = run("step", lambda: generate(bench.step_lm))
             if number < 0:
                 generate(bench.keeping_lm)
@@ -129,7 +130,8 @@ def measure_switches(bench: Workbench, case: Case, runs: int) -> list[dict[str, 
             run("ahead", lambda tokens=step.tokens: flow(bench.vocoder, tokens))
             agreeing = {
                 "windows": float(np.mean(looped == windows)),
-                "step": float(np.mean(plain.tokens.numbers == step.tokens.numbers)),
+                "step": float(np.mean(plain.tokens.numbers == torchs.tokens.numbers)),
+                "kernels": float(np.mean(torchs.tokens.numbers == step.tokens.numbers)),
                 "kept": float(np.mean(step.tokens.numbers == kept.tokens.numbers)),
                 "ahead": float((ahead - anew).abs().max()),
             }
@@ -137,7 +139,8 @@ def measure_switches(bench: Workbench, case: Case, runs: int) -> list[dict[str, 
         ("windows", "loop", "windows"),
         ("beside", "serial", "beside"),
         ("cache", "beside", "hit"),
-        ("step", "plain", "step"),
+        ("step", "plain", "torchs"),
+        ("kernels", "torchs", "step"),
         ("kept", "step", "kept"),
         ("ahead", "adaln", "ahead"),
     )

@@ -95,6 +95,7 @@ EN: dict[str, str] = {
     "switch_beside": "the four encoders side by side",
     "switch_cache": "the encoding from the cache",
     "switch_step": "a decode step that allocates nothing (graphs on a GPU), legal ids only",
+    "switch_kernels": "the step in kernels of our own (on a CPU one compiled loop, where the model is small)",
     "switch_kept": "the beginning of the prompt kept",
     "switch_ahead": "time embedding and adaLN of the flow computed once",
     "switches_note": (

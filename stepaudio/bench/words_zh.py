@@ -88,6 +88,7 @@ ZH: dict[str, str] = {
     "switch_beside": "四个编码器并行",
     "switch_cache": "编码来自缓存",
     "switch_step": "不分配内存的解码步（GPU 上用计算图），只算合法令牌",
+    "switch_kernels": "解码步用自己的内核计算（CPU 上的小模型：一个编译好的循环）",
     "switch_kept": "保留提示词的开头",
     "switch_ahead": "flow 的时间嵌入和 adaLN 只算一次",
     "switches_note": (

@@ -70,15 +70,15 @@ class Workbench:
         self.tokenizer = SpeechTokenizer.load(weights.editx / TOKENIZER_MODEL)
         self.prompts = PromptBuilder(self.tokenizer, layout_of(weights.editx), markers=settings.prompt_markers)
         self.model = load_step1(weights.editx, runtime.device, runtime.dtype)
-        self.step_lm, self.keeping_lm = (
+        self.torch_lm, self.step_lm, self.keeping_lm = (
             SpeechLM(
                 self.model,
                 self.vocabulary,
                 prefix_bytes=kept,
                 cuda_graphs=settings.cuda_graphs,
-                fused_kernels=settings.fused_kernels,
+                fused_kernels=kernels,
             )
-            for kept in (0, PREFIX_BYTES)
+            for kernels, kept in ((False, 0), (settings.fused_kernels, 0), (settings.fused_kernels, PREFIX_BYTES))
         )
         self.plain_lm = PlainLM(self.model, self.vocabulary)
         self.vocoder = load_vocoder(weights.cosyvoice, runtime.device)
@@ -110,14 +110,12 @@ class Workbench:
         return LoopedLinguisticEncoder(self.linguistic)
 
     def baseline_encoder(self, *, tuned_onnx: bool) -> SerialEncoder:
-        """Return the reference's encoder; tuned_onnx: its ONNX sessions as the product opens them."""
-        semantic, speaker = self.encoder.semantic, self.encoder.speaker
-        if not tuned_onnx:
-            # Upstream opens both with one thread wherever they run on the CPU.
-            threads, device = 1, self.runtime.device
-            semantic = SemanticEncoder(self.weights.tokenizer / S3_ONNX, device=device, threads=threads)
-            path = self.weights.cosyvoice / CAMPPLUS
-            speaker = SpeakerEncoder(path, device=torch.device("cpu"), threads=threads)
+        """Return the reference's encoder; tuned_onnx: its ONNX sessions with all threads, one after the other."""
+        # Upstream opens both with one thread wherever they run on the CPU.
+        threads = self.runtime.threads if tuned_onnx else 1
+        semantic = SemanticEncoder(self.weights.tokenizer / S3_ONNX, device=self.runtime.device, threads=threads)
+        path = self.weights.cosyvoice / CAMPPLUS
+        speaker = SpeakerEncoder(path, device=torch.device("cpu"), threads=threads)
         return SerialEncoder(linguistic=self.looped, semantic=semantic, speaker=speaker, mel=self.encoder.mel)
 
     def baseline(self, encoder: SerialEncoder, cache: EncodingCache) -> Pipeline:

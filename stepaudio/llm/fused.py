@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import subprocess  # only to be caught: Triton raises its errors where no compiler works
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,7 +30,9 @@ from stepaudio.llm.graphs import Work
 from stepaudio.llm.layers import LayersMaker, PlainLayers
 from stepaudio.llm.network import Dimensions
 from stepaudio.llm.quantised import Packed
+from stepaudio.llm.sampling import Choice
 from stepaudio.llm.step import DecodeState, LayerWeights, StepWeights
+from stepaudio.types import SamplingParams
 
 try:
     import triton
@@ -239,6 +242,11 @@ class FusedLayers:
             self._norm(self._weights.norm)
 
         return work
+
+    def draws(self, choices: Sequence[Choice], params: SamplingParams) -> list[Work] | None:
+        """Return nothing: Step draws with torch's operations."""
+        del choices, params
+        return None
 
     def _norm(self, weight: Tensor) -> None:
         size = self._weights.size

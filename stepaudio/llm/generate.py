@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from stepaudio.errors import Cancelled, GenerationError, InvalidInput
-from stepaudio.llm import sampling
+from stepaudio.llm import compiled, fused, sampling
 from stepaudio.llm.attention import KeyValueCache
-from stepaudio.llm.fused import FusedLayers, layers_for
 from stepaudio.llm.graphs import CudaCapture
+from stepaudio.llm.layers import PlainLayers
 from stepaudio.llm.network import Decoder
 from stepaudio.llm.prefixes import PrefixStore
 from stepaudio.llm.step import DecodeState, Step, StepWeights
@@ -126,8 +126,8 @@ class SpeechLM:
 
     look_every: how many steps may pass between looks at what was drawn (None: 1 on a CPU, 10 elsewhere).
     prefix_bytes: how much memory the beginnings of prompts may take that are kept for later requests.
-    cuda_graphs: whether a GPU replays its steps as CUDA graphs. fused_kernels: whether it computes their layers in
-    kernels of our own (see fused.py), where it can.
+    cuda_graphs: whether a GPU replays its steps as CUDA graphs. fused_kernels: whether their layers are computed in
+    kernels of our own (see fused.py and, for a CPU, compiled.py), where they can be and it pays.
     Building one joins the weights of ``model`` (see StepWeights). Requests may come from several threads at once.
     """
 
@@ -150,14 +150,22 @@ class SpeechLM:
         on_cpu = self.device.type == "cpu"
         self._look_every = look_every or (_LOOK_EVERY_ON_CPU if on_cpu else _LOOK_EVERY_ELSEWHERE)
         self._capture = None if on_cpu or not cuda_graphs else CudaCapture(self.device)
-        self._layers = layers_for(self._weights, self.device, wanted=fused_kernels)
+        choose = compiled.layers_for if on_cpu else fused.layers_for
+        self._layers = choose(self._weights, self.device, wanted=fused_kernels)
         self._prefixes = PrefixStore(prefix_bytes)
         self._workspaces = Workspaces(self._new_workspace)
 
     @property
     def fused(self) -> bool:
         """Whether the layers of a step are computed in kernels of our own."""
-        return self._layers is FusedLayers
+        return self._layers is not PlainLayers
+
+    @property
+    def element_size(self) -> int:
+        """Return how many bytes a step reads for a number of the layers' matrices that are not packed."""
+        if isinstance(self._layers, compiled.Network):
+            return self._layers.element_size
+        return self._weights.embedding.element_size()
 
     @property
     def graphs(self) -> bool:

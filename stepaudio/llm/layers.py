@@ -10,7 +10,7 @@ Letters as in step.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,7 +22,9 @@ from stepaudio.llm.graphs import Work
 from stepaudio.llm.quantised import Packed
 
 if TYPE_CHECKING:
+    from stepaudio.llm.sampling import Choice
     from stepaudio.llm.step import DecodeState, LayerWeights, StepWeights
+    from stepaudio.types import SamplingParams
 
 
 class Layers(Protocol):
@@ -33,6 +35,9 @@ class Layers(Protocol):
 
         It looks at the first ``keys`` cached positions, and writes the new keys and values to where the counters say.
         """
+
+    def draws(self, choices: Sequence[Choice], params: SamplingParams) -> list[Work] | None:
+        """Return for each choice the work that draws from ``normed`` of the state to ``newest``; None: Step does it."""
 
 
 LayersMaker = Callable[["StepWeights", "DecodeState", int], Layers]
@@ -108,6 +113,11 @@ class PlainLayers:
         """Return the work for the first ``keys`` positions; see Layers."""
         reach = self._reach(keys)
         return lambda: self._advance(reach)
+
+    def draws(self, choices: Sequence[Choice], params: SamplingParams) -> list[Work] | None:
+        """Return nothing: Step draws with torch's operations as well."""
+        del choices, params
+        return None
 
     def _reach(self, keys: int) -> _Reach:
         """Return the views for the first ``keys`` positions."""

@@ -6,7 +6,8 @@ lies in tensors, never in Python. So nothing waits for the device, and a CUDA gr
 run as it is, on a CPU, it costs little more than its matrix products. (Some libraries take memory of their own for
 a product: oneDNN does in bfloat16. So does top_p for its sorting, and so do packed weights, see quantised.py.)
 
-What lies between the embedding and the draw is computed by layers.py or, on a GPU with Triton, by fused.py.
+What lies between the embedding and the draw is computed by layers.py, on a GPU with Triton by fused.py, and for a small
+network on a CPU by compiled.py, which also draws.
 
 Letters as in attention.py, and: D hidden size, I intermediate size, n ids that are legal.
 """
@@ -181,6 +182,7 @@ class Step:
         self._weights, self._head, self._state, self._params = weights, head, state, params
         self._capture = capture
         self._layers = layers(weights, state, rows)
+        self._draws = self._layers.draws(head.choices, params)
         self._narrow = state.hidden.dtype != torch.float32
 
         self._newest = state.newest[:rows]
@@ -204,6 +206,14 @@ class Step:
 
     def draw(self, choice: int) -> None:
         """Draw the next id of every row from ``head.choices[choice]``; it becomes the newest."""
+        if self._draws is None:
+            self._draw_plainly(choice)
+        else:
+            self._draws[choice]()
+        self._written.index_copy_(1, self._drawn, self._newest_column)
+        self._count.add_(self._one)
+
+    def _draw_plainly(self, choice: int) -> None:
         drawer, raw = self._drawers[choice], self._raw[choice]
         torch.mm(self._normed, self._head.choices[choice].weight, out=raw)
         if self._narrow:
@@ -214,8 +224,6 @@ class Step:
         if self._params.temperature > 0:
             torch.index_select(self._uniforms, 1, self._drawn, out=drawer.uniform)
         drawer.draw(self._newest)
-        self._written.index_copy_(1, self._drawn, self._newest_column)
-        self._count.add_(self._one)
 
     def run(self, keys: int, choice: int) -> None:
         """Feed the newest ids, look at the first ``keys`` positions (theirs included), and draw the next ones."""

@@ -1,0 +1,177 @@
+"""A step's layers as one compiled loop for a CPU, where layers.py takes some hundred of torch's operations.
+
+A small network's weights lie in the processor's caches. There a product with one row takes a few microseconds, which is
+what torch needs to begin an operation, or to wake a second thread for it and wait. So Numba compiles the whole way
+from ``hidden`` to ``normed``, and from there to the next id (kernels.py): one call carries a sequence through all
+layers, on one core and without Python. Several sequences are parted among as many threads as torch uses, each of which
+goes the whole way with its own, a few at a time, so that weights are read once for these.
+
+Weights that are exact in half precision are kept so once more and widened in the registers: half the bytes, the same
+numbers. All sums are float32. They are taken in another order than torch's, and attention looks at no position beyond
+the newest one; nothing else differs.
+
+Letters as in step.py, and: K and N the inner and the outer size of a product.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stepaudio.llm.graphs import Work
+from stepaudio.llm.layers import LayersMaker, PlainLayers
+from stepaudio.llm.quantised import Packed
+from stepaudio.llm.sampling import Choice
+from stepaudio.llm.step import DecodeState, StepWeights
+from stepaudio.types import SamplingParams
+
+log = logging.getLogger(__name__)
+
+MOST_BYTES = 48 * 2**20
+"""What the layers' weights may take in float32: beyond the caches one core reads more slowly than all together."""
+
+
+class Network:
+    """A network's weights and the kernels that were compiled for it; what all its CompiledLayers share."""
+
+    def __init__(self, weights: StepWeights) -> None:
+        """Raises ImportError without Numba."""
+        from stepaudio.llm import kernels
+
+        self.kernels, self.size = kernels, weights.size
+        layers = weights.layers
+        norms = [norm for layer in layers for norm in (layer.attention_norm, layer.mlp_norm)]
+        self.tables = (
+            weights.slope.numpy(),
+            np.float32(self.size.norm_eps),
+            torch.stack([*norms, weights.norm]).numpy(),  # (2 layers + 1, D)
+            self.stored(torch.stack([_plain(layer.joint).t() for layer in layers])),  # each product: (layers, N, K)
+            self.stored(torch.stack([_plain(layer.output).t() for layer in layers])),
+            self.stored(torch.stack([_plain(layer.gate_up).t() for layer in layers])),
+            self.stored(torch.stack([_plain(layer.down).t() for layer in layers])),
+        )
+        self._heads = dict[Choice, NDArray[np.generic]]()
+        self.threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+
+    @property
+    def element_size(self) -> int:
+        """Return how many bytes of the layers' matrices are read for a number, at most."""
+        return max(table.itemsize for table in self.tables[3:])
+
+    def __call__(self, weights: StepWeights, state: DecodeState, rows: int) -> CompiledLayers:
+        """Return the layers of the first rows of a state (a layers.LayersMaker)."""
+        del weights
+        return CompiledLayers(self, state, rows)
+
+    def try_out(self, weights: StepWeights) -> None:
+        """Have the kernels compiled, or read from disk, by a first use. Raises kernels.FAILURES where Numba fails."""
+        layers = CompiledLayers(self, DecodeState(weights, 1, 1), 1)
+        anything = Choice(weights.embedding[:1].t(), torch.zeros(1, dtype=torch.int64))
+        works = [layers.through(1), *(layers.draws([anything], SamplingParams()) or ())]
+        for work in works:
+            work()
+
+    def stored(self, weight: Tensor) -> NDArray[np.generic]:
+        """Return weights float32 (.., N, K) as the kernels read them: the bits of halves if nothing is lost, uint16."""
+        halves = weight.half()
+        if self.kernels.widens_halves() and torch.equal(halves.float(), weight):
+            return halves.contiguous().view(torch.uint16).numpy()
+        return weight.contiguous().numpy()
+
+    def head(self, choice: Choice) -> NDArray[np.generic]:
+        """Return the rows of the head that are a choice, (n, D), as the kernels read them."""
+        if choice not in self._heads:
+            self._heads[choice] = self.stored(choice.weight.t())
+        return self._heads[choice]
+
+    def together(self, kernel: Callable[..., None], rows: int, *arguments: object) -> None:
+        """Call a kernel for all rows, parted among the threads where there are enough of them."""
+        parts = max(1, min(self.threads, rows // self.kernels.SIDE_BY_SIDE))
+        edges = [round(rows * part / parts) for part in range(parts + 1)]
+        elsewhere = [
+            self._pool.submit(kernel, first, last, *arguments) for first, last in itertools.pairwise(edges[1:])
+        ]
+        kernel(0, edges[1], *arguments)
+        for one in elsewhere:
+            one.result()
+
+
+class CompiledLayers:
+    """The layers of the first ``rows`` sequences of a state; see layers.Layers."""
+
+    def __init__(self, network: Network, state: DecodeState, rows: int) -> None:
+        self._network, self._state, self._rows = network, state, rows
+        size = network.size
+        wide = (size.heads + 2 * size.groups) * (size.hidden // size.heads)
+        self._normed = state.normed.numpy()
+        self._arguments = (
+            state.counters[0].numpy(),
+            state.cache.cells.numpy(),
+            *network.tables,
+            state.hidden.numpy(),
+            self._normed,
+            *(np.zeros((rows, width), np.float32) for width in (wide, size.hidden, 2 * size.intermediate)),
+            *(np.zeros((rows, width), np.float32) for width in (size.intermediate, state.capacity)),
+            np.sqrt(np.arange(state.capacity, dtype=np.float32)),
+        )
+
+    def through(self, keys: int) -> Work:
+        """Return the work; it looks at no more positions than there are, whatever ``keys`` says."""
+        del keys
+        return lambda: self._network.together(self._network.kernels.carry, self._rows, *self._arguments)
+
+    def draws(self, choices: Sequence[Choice], params: SamplingParams) -> list[Work] | None:
+        """Return the work that draws from each choice; see Layers. What top_p drops is found by torch's sorting."""
+        return None if params.top_p < 1.0 else [self._draw(choice, params) for choice in choices]
+
+    def _draw(self, choice: Choice, params: SamplingParams) -> Work:
+        state, network, rows, columns = self._state, self._network, self._rows, len(choice.ids)
+        drawn = state.counters[2].numpy()
+        arguments = (
+            *(self._normed, network.head(choice), choice.ids.numpy()),
+            *(state.history.numpy(), state.uniforms.numpy()),
+            *(np.float32(params.temperature), params.repetition_rule),
+            np.zeros((rows, columns), np.float32),
+            np.zeros((rows, min(params.top_k, columns)), np.float32),
+            state.newest.numpy(),
+        )
+        return lambda: network.together(network.kernels.draw, rows, int(drawn[0]), *arguments)
+
+
+def layers_for(weights: StepWeights, device: torch.device, *, wanted: bool) -> LayersMaker:
+    """Return what computes the layers of a step on a CPU: a compiled loop where it is wanted, can run and pays."""
+    products = [one for layer in weights.layers for one in (layer.joint, layer.output, layer.gate_up, layer.down)]
+    plain = [one for one in products if isinstance(one, Tensor) and one.dtype == torch.float32]
+    small = len(plain) == len(products) and sum(one.nbytes for one in plain) <= MOST_BYTES
+    if not (wanted and small and device.type == "cpu"):
+        return PlainLayers
+    try:
+        network = Network(weights)
+    except ImportError as error:
+        return _without(f"Numba is not installed ({error})")
+    try:
+        network.try_out(weights)
+    except network.kernels.FAILURES as error:
+        return _without(f"Numba cannot compile here ({error})")
+    return network
+
+
+def _without(problem: str) -> LayersMaker:
+    """Return the plain layers, and say why."""
+    log.warning("The language model decodes with torch's operations, and more slowly: %s.", problem)
+    return PlainLayers
+
+
+def _plain(weight: Tensor | Packed) -> Tensor:
+    """Return a weight that is not packed."""
+    if isinstance(weight, Packed):
+        raise TypeError("The compiled layers read plain weights only.")
+    return weight
