@@ -125,7 +125,8 @@ def linguistic_choice(settings: Settings) -> LinguisticChoice:
 
 def load_encoder(weights: WeightsFolder, runtime: Runtime, choice: LinguisticChoice = TORCH) -> ReferenceEncoder:
     """Return the four encoders of a reference, side by side."""
-    device, threads = runtime.device, runtime.threads
+    # Four parts run beside each other, so each gets fewer threads than there are cores; torch's are for all of them.
+    device, threads = runtime.device, max(1, runtime.threads // 2)
     return ReferenceEncoder(
         linguistic=load_linguistic_encoder(weights, runtime, choice),
         semantic=SemanticEncoder(weights.tokenizer / S3_ONNX, device=device, threads=threads),
@@ -223,9 +224,9 @@ def precision(weights: WeightsFolder, runtime: Runtime) -> str:
 
 
 def steps(lm: SpeechLM) -> str:
-    """Return in brackets how a GPU computes the steps of ``lm``; nothing for a CPU, which has one way only."""
+    """Return in brackets how the steps of ``lm`` are computed."""
     if lm.device.type == "cpu":
-        return ""
+        return " (compiled steps)" if lm.fused else " (plain layers)"
     return f" ({'fused kernels' if lm.fused else 'plain layers'}, {'with' if lm.graphs else 'without'} CUDA graphs)"
 
 

@@ -62,6 +62,8 @@ def create_session(path: Path, device: torch.device, threads: int) -> onnxruntim
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Threads that spin while they wait take the cores from the other parts, which run beside this one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     wanted: list[Any] = [CPU]
     # Of a build for the CPU nothing is to be preloaded: it would only print that it cannot.
