@@ -46,7 +46,8 @@ def compiled(function):
 
 def widens_halves() -> bool:
     """Return whether this processor widens half precision by itself."""
-    return binding.get_host_cpu_features().get("f16c", False) or binding.get_default_triple().startswith("aarch64")
+    arm = binding.get_default_triple().startswith(("aarch64", "arm64"))
+    return arm or binding.get_host_cpu_features().get("f16c", False)
 
 
 @intrinsic
