@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -77,8 +78,10 @@ class Network:
         layers = CompiledLayers(self, DecodeState(weights, 1, 1), 1)
         anything = Choice(weights.embedding[:1].t(), torch.zeros(1, dtype=torch.int64))
         works = [layers.through(1), *(layers.draws([anything], SamplingParams()) or ())]
+        start = time.perf_counter()
         for work in works:
             work()
+        log.info("The decode step was compiled, or read from disk, in %.1f s.", time.perf_counter() - start)
 
     def stored(self, weight: Tensor) -> NDArray[np.generic]:
         """Return weights float32 (.., N, K) as the kernels read them: the bits of halves if nothing is lost, uint16."""
