@@ -164,9 +164,7 @@ def test_torch_does_it_where_it_is_not_wanted_or_does_not_pay(caplog, monkeypatc
     assert layers_for(weights(), CPU, wanted=False) is PlainLayers
     assert layers_for(weights(), torch.device("meta"), wanted=True) is PlainLayers
     assert layers_for(weights(dtype=torch.bfloat16), CPU, wanted=True) is PlainLayers
-    numbers = sum(
-        one.numel() for layer in weights().layers for one in (layer.joint, layer.output, layer.gate_up, layer.down)
-    )
+    numbers = sum(one.numel() for layer in weights().layers for one in layer.products)
     monkeypatch.setattr(compiled, "MOST_BYTES", 4 * numbers)
     assert isinstance(layers_for(weights(), CPU, wanted=True), Network)
     assert layers_for(weights(replace(SIZE, layers=4)), CPU, wanted=True) is PlainLayers

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stepaudio.llm.graphs import Work
-from stepaudio.llm.layers import LayersMaker, PlainLayers
-from stepaudio.llm.quantised import Packed
+from stepaudio.llm.layers import Layers, LayersMaker, PlainLayers
+from stepaudio.llm.quantised import plain
 from stepaudio.llm.sampling import Choice
 from stepaudio.llm.step import DecodeState, StepWeights
 from stepaudio.types import SamplingParams
@@ -49,15 +49,13 @@ class Network:
 
         self.kernels, self.size = kernels, weights.size
         layers = weights.layers
+        products = zip(*(layer.products for layer in layers), strict=True)  # each: of all layers, (layers, N, K)
         norms = [norm for layer in layers for norm in (layer.attention_norm, layer.mlp_norm)]
         self.tables = (
             weights.slope.numpy(),
             np.float32(self.size.norm_eps),
             torch.stack([*norms, weights.norm]).numpy(),  # (2 layers + 1, D)
-            self.stored(torch.stack([_plain(layer.joint).t() for layer in layers])),  # each product: (layers, N, K)
-            self.stored(torch.stack([_plain(layer.output).t() for layer in layers])),
-            self.stored(torch.stack([_plain(layer.gate_up).t() for layer in layers])),
-            self.stored(torch.stack([_plain(layer.down).t() for layer in layers])),
+            *(self.stored(torch.stack([plain(one).t() for one in product])) for product in products),
         )
         self._heads = dict[Choice, NDArray[np.generic]]()
         self.threads = torch.get_num_threads()
@@ -96,23 +94,25 @@ class Network:
             self._heads[choice] = self.stored(choice.weight.t())
         return self._heads[choice]
 
-    def together(self, kernel: Callable[..., None], rows: int, *arguments: object) -> None:
-        """Call a kernel for all rows, parted among the threads where there are enough of them."""
-        parts = max(1, min(self.threads, rows // self.kernels.SIDE_BY_SIDE))
-        edges = [round(rows * part / parts) for part in range(parts + 1)]
-        elsewhere = [
-            self._pool.submit(kernel, first, last, *arguments) for first, last in itertools.pairwise(edges[1:])
-        ]
-        kernel(0, edges[1], *arguments)
+    def parts(self, rows: int) -> list[tuple[int, int]]:
+        """Return first row and end of what every thread gets of ``rows`` sequences, where there are enough of them."""
+        count = max(1, min(self.threads, rows // self.kernels.SIDE_BY_SIDE))
+        return list(itertools.pairwise(round(rows * part / count) for part in range(count + 1)))
+
+    def together(self, kernel: Callable[..., None], parts: list[tuple[int, int]], *arguments: object) -> None:
+        """Call a kernel for all parts, each in a thread of its own; the first one in this."""
+        elsewhere = [self._pool.submit(kernel, *part, *arguments) for part in parts[1:]]
+        kernel(*parts[0], *arguments)
         for one in elsewhere:
             one.result()
 
 
-class CompiledLayers:
+class CompiledLayers(Layers):
     """The layers of the first ``rows`` sequences of a state; see layers.Layers."""
 
     def __init__(self, network: Network, state: DecodeState, rows: int) -> None:
         self._network, self._state, self._rows = network, state, rows
+        self._parts = network.parts(rows)
         size = network.size
         wide = (size.heads + 2 * size.groups) * (size.hidden // size.heads)
         self._normed = state.normed.numpy()
@@ -130,7 +130,7 @@ class CompiledLayers:
     def through(self, keys: int) -> Work:
         """Return the work; it looks at no more positions than there are, whatever ``keys`` says."""
         del keys
-        return lambda: self._network.together(self._network.kernels.carry, self._rows, *self._arguments)
+        return lambda: self._network.together(self._network.kernels.carry, self._parts, *self._arguments)
 
     def draws(self, choices: Sequence[Choice], params: SamplingParams) -> list[Work] | None:
         """Return the work that draws from each choice; see Layers. What top_p drops is found by torch's sorting."""
@@ -147,14 +147,14 @@ class CompiledLayers:
             np.zeros((rows, min(params.top_k, columns)), np.float32),
             state.newest.numpy(),
         )
-        return lambda: network.together(network.kernels.draw, rows, int(drawn[0]), *arguments)
+        return lambda: network.together(network.kernels.draw, self._parts, int(drawn[0]), *arguments)
 
 
 def layers_for(weights: StepWeights, device: torch.device, *, wanted: bool) -> LayersMaker:
     """Return what computes the layers of a step on a CPU: a compiled loop where it is wanted, can run and pays."""
-    products = [one for layer in weights.layers for one in (layer.joint, layer.output, layer.gate_up, layer.down)]
-    plain = [one for one in products if isinstance(one, Tensor) and one.dtype == torch.float32]
-    small = len(plain) == len(products) and sum(one.nbytes for one in plain) <= MOST_BYTES
+    products = [one for layer in weights.layers for one in layer.products]
+    readable = all(isinstance(one, Tensor) and one.dtype == torch.float32 for one in products)
+    small = readable and sum(one.nbytes for one in products) <= MOST_BYTES
     if not (wanted and small and device.type == "cpu"):
         return PlainLayers
     try:
@@ -172,10 +172,3 @@ def _without(problem: str) -> LayersMaker:
     """Return the plain layers, and say why."""
     log.warning("The language model decodes with torch's operations, and more slowly: %s.", problem)
     return PlainLayers
-
-
-def _plain(weight: Tensor | Packed) -> Tensor:
-    """Return a weight that is not packed."""
-    if isinstance(weight, Packed):
-        raise TypeError("The compiled layers read plain weights only.")
-    return weight

@@ -21,18 +21,15 @@ from __future__ import annotations
 
 import logging
 import subprocess  # only to be caught: Triton raises its errors where no compiler works
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from stepaudio.llm.graphs import Work
-from stepaudio.llm.layers import LayersMaker, PlainLayers
+from stepaudio.llm.layers import Layers, LayersMaker, PlainLayers
 from stepaudio.llm.network import Dimensions
-from stepaudio.llm.quantised import Packed
-from stepaudio.llm.sampling import Choice
+from stepaudio.llm.quantised import Packed, plain
 from stepaudio.llm.step import DecodeState, LayerWeights, StepWeights
-from stepaudio.types import SamplingParams
 
 try:
     import triton
@@ -206,7 +203,7 @@ def _join_kernel(peaks, sums, mixed, out, count, SIZE: tl.constexpr, SPLITS: tl.
     tl.store(out + head * SIZE + column, result.to(out.dtype.element_ty))
 
 
-class FusedLayers:
+class FusedLayers(Layers):
     """The layers of the first ``rows`` sequences of a state, in Triton kernels; see layers.Layers."""
 
     def __init__(self, weights: StepWeights, state: DecodeState, rows: int) -> None:
@@ -243,11 +240,6 @@ class FusedLayers:
 
         return work
 
-    def draws(self, choices: Sequence[Choice], params: SamplingParams) -> list[Work] | None:
-        """Return nothing: Step draws with torch's operations."""
-        del choices, params
-        return None
-
     def _norm(self, weight: Tensor) -> None:
         size = self._weights.size
         _norm_kernel[(self._rows,)](
@@ -262,7 +254,7 @@ class FusedLayers:
 
     def _product(self, x: Tensor, weight: Tensor | Packed, out: Tensor) -> None:
         """Write x (B, K) @ weight (K, N) into out (B, N)."""
-        factor = _plain(weight)
+        factor = plain(weight)
         if self._rows == 1:
             _multiply(x, factor, out, add=False)
         else:
@@ -270,7 +262,7 @@ class FusedLayers:
 
     def _add_product(self, x: Tensor, weight: Tensor | Packed) -> None:
         """Add x (B, K) @ weight (K, D) to hidden."""
-        factor = _plain(weight)
+        factor = plain(weight)
         if self._rows == 1:
             _multiply(x, factor, self._hidden, add=True)
         else:
@@ -278,7 +270,7 @@ class FusedLayers:
 
     def _gated(self, layer: LayerWeights) -> None:
         """Write silu(gate) * up of normed into the gate's half of the room."""
-        factor, units = _plain(layer.gate_up), self._weights.size.intermediate
+        factor, units = plain(layer.gate_up), self._weights.size.intermediate
         if self._rows == 1:
             _gated_product_kernel[(triton.cdiv(units, SWIGLU_ROWS),)](
                 self._normed,
@@ -334,13 +326,6 @@ def _multiply(x: Tensor, factor: Tensor, out: Tensor, *, add: bool) -> None:
     )
 
 
-def _plain(weight: Tensor | Packed) -> Tensor:
-    """Return a weight (K, N) whose transpose is contiguous, as the kernels read it."""
-    if isinstance(weight, Packed) or not weight.t().is_contiguous():
-        raise TypeError("The fused layers read plain weights only.")
-    return weight
-
-
 def fits(size: Dimensions) -> bool:
     """Return whether the kernels can compute a network of these sizes."""
     head = size.hidden // size.heads
@@ -349,11 +334,7 @@ def fits(size: Dimensions) -> bool:
 
 def layers_for(weights: StepWeights, device: torch.device, *, wanted: bool) -> LayersMaker:
     """Return what computes the layers of a step on ``device``: the fused ones where they are wanted and can run."""
-    packed = any(
-        isinstance(weight, Packed)
-        for layer in weights.layers
-        for weight in (layer.joint, layer.output, layer.gate_up, layer.down)
-    )
+    packed = any(isinstance(weight, Packed) for layer in weights.layers for weight in layer.products)
     if not wanted or device.type == "cpu" or packed or not fits(weights.size):
         return PlainLayers
     problem = _problem(device)

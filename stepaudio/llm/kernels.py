@@ -345,13 +345,12 @@ def draw(
         total = np.float64(0)
         for column in range(columns):
             logit = logits[row, column]
-            if logit >= least:
-                total += np.float64(np.exp(logit - highest))
+            logits[row, column] = np.exp(logit - highest) if logit >= least else zero
+            total += np.float64(logits[row, column])
         target, mass, chosen = total * uniforms[row, drawn], np.float64(0), peak
         for column in range(columns):
-            logit = logits[row, column]
-            if logit >= least:
-                mass += np.float64(np.exp(logit - highest))
+            if logits[row, column] > zero:
+                mass += np.float64(logits[row, column])
                 chosen = column
                 if mass > target:
                     break

@@ -38,6 +38,8 @@ class Layers(Protocol):
 
     def draws(self, choices: Sequence[Choice], params: SamplingParams) -> list[Work] | None:
         """Return for each choice the work that draws from ``normed`` of the state to ``newest``; None: Step does it."""
+        del choices, params
+        return None
 
 
 LayersMaker = Callable[["StepWeights", "DecodeState", int], Layers]
@@ -82,7 +84,7 @@ class _Reach:
     layers: list[_Layer]
 
 
-class PlainLayers:
+class PlainLayers(Layers):
     """The layers in torch's own operations, each of which writes into room of the state."""
 
     def __init__(self, weights: StepWeights, state: DecodeState, rows: int) -> None:
@@ -113,11 +115,6 @@ class PlainLayers:
         """Return the work for the first ``keys`` positions; see Layers."""
         reach = self._reach(keys)
         return lambda: self._advance(reach)
-
-    def draws(self, choices: Sequence[Choice], params: SamplingParams) -> list[Work] | None:
-        """Return nothing: Step draws with torch's operations as well."""
-        del choices, params
-        return None
 
     def _reach(self, keys: int) -> _Reach:
         """Return the views for the first ``keys`` positions."""

@@ -28,6 +28,13 @@ _MIDDLE = 8
 """What that kernel takes off every number of 4 bits."""
 
 
+def plain(weight: Tensor | Packed) -> Tensor:
+    """Return a weight (in, out) whose transpose is contiguous, as kernels of our own read it; TypeError for others."""
+    if isinstance(weight, Packed) or not weight.t().is_contiguous():
+        raise TypeError("Kernels of our own read plain weights only.")
+    return weight
+
+
 class Packed(ABC):
     """A matrix (out, in), each of whose rows is packed by itself, so that rows can be cut apart and put together."""
 

@@ -25,7 +25,7 @@ from stepaudio.llm.graphs import Capture, Captured, Work
 from stepaudio.llm.layers import LayersMaker, PlainLayers
 from stepaudio.llm.network import Decoder, DecoderLayer, Dimensions
 from stepaudio.llm.quantised import Packed, QuantisedLinear, joined_rows
-from stepaudio.llm.sampling import REPETITION_WINDOW, UNKNOWN_ID, Drawer, SpeechHead
+from stepaudio.llm.sampling import REPETITION_WINDOW, UNKNOWN_ID, Choice, Drawer, SpeechHead
 from stepaudio.types import SamplingParams
 
 
@@ -39,6 +39,11 @@ class LayerWeights:
     mlp_norm: Tensor  # (D,)
     gate_up: Tensor | Packed  # (D, 2 I)
     down: Tensor | Packed  # (I, D)
+
+    @property
+    def products(self) -> tuple[Tensor | Packed, ...]:
+        """The weights that states are multiplied by, in the order in which they are."""
+        return self.joint, self.output, self.gate_up, self.down
 
 
 class StepWeights:
@@ -179,10 +184,9 @@ class Step:
         capture: Capture | None = None,
         layers: LayersMaker = PlainLayers,
     ) -> None:
-        self._weights, self._head, self._state, self._params = weights, head, state, params
+        self._weights, self._params = weights, params
         self._capture = capture
         self._layers = layers(weights, state, rows)
-        self._draws = self._layers.draws(head.choices, params)
         self._narrow = state.hidden.dtype != torch.float32
 
         self._newest = state.newest[:rows]
@@ -197,33 +201,36 @@ class Step:
         self._windows = history.as_strided((state.capacity, rows, REPETITION_WINDOW), (1, history.shape[1], 1))
         self._written = history[:rows, REPETITION_WINDOW:]
         self._uniforms = state.uniforms[:rows]
-        self._drawers = [Drawer(choice.ids, rows, params) for choice in head.choices]
-        self._recent = [drawer.recent[None] for drawer in self._drawers]  # (1, B, 10)
-        self._raw = [drawer.logits.to(state.hidden.dtype) for drawer in self._drawers]  # the same one in float32
+        self._draws = self._layers.draws(head.choices, params) or [
+            self._draw_from(choice, Drawer(choice.ids, rows, params)) for choice in head.choices
+        ]
 
         self._passes: dict[int, Work] = {}
         self._works: dict[tuple[int, int], Work] = {}
 
     def draw(self, choice: int) -> None:
         """Draw the next id of every row from ``head.choices[choice]``; it becomes the newest."""
-        if self._draws is None:
-            self._draw_plainly(choice)
-        else:
-            self._draws[choice]()
+        self._draws[choice]()
         self._written.index_copy_(1, self._drawn, self._newest_column)
         self._count.add_(self._one)
 
-    def _draw_plainly(self, choice: int) -> None:
-        drawer, raw = self._drawers[choice], self._raw[choice]
-        torch.mm(self._normed, self._head.choices[choice].weight, out=raw)
-        if self._narrow:
-            drawer.logits.copy_(raw)
-        if self._params.repetition_rule:
-            torch.index_select(self._windows, 0, self._drawn, out=self._recent[choice])
-            drawer.ban_repetition()
-        if self._params.temperature > 0:
-            torch.index_select(self._uniforms, 1, self._drawn, out=drawer.uniform)
-        drawer.draw(self._newest)
+    def _draw_from(self, choice: Choice, drawer: Drawer) -> Work:
+        """Return the work that draws from a choice with torch's operations."""
+        raw = drawer.logits.to(self._hidden.dtype)  # the same one in float32
+        recent = drawer.recent[None]  # (1, B, 10)
+
+        def work() -> None:
+            torch.mm(self._normed, choice.weight, out=raw)
+            if self._narrow:
+                drawer.logits.copy_(raw)
+            if self._params.repetition_rule:
+                torch.index_select(self._windows, 0, self._drawn, out=recent)
+                drawer.ban_repetition()
+            if self._params.temperature > 0:
+                torch.index_select(self._uniforms, 1, self._drawn, out=drawer.uniform)
+            drawer.draw(self._newest)
+
+        return work
 
     def run(self, keys: int, choice: int) -> None:
         """Feed the newest ids, look at the first ``keys`` positions (theirs included), and draw the next ones."""
