@@ -291,8 +291,10 @@ def test_an_interrupt_leaves_no_half_file_and_a_status_of_its_own(start, out):
 def test_two_batches_do_not_write_into_one_folder(start, out):
     first = start()
     wait_for_files(first, out, 1)
+    first.send_signal(signal.SIGSTOP)  # else it may be done before the other one has begun
     second = start()
     log = second.communicate(timeout=60)[1]
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert "Another batch is at work in" in log
     assert first.poll() is None or first.returncode == 0
