@@ -133,6 +133,7 @@ def load_encoder(weights: WeightsFolder, runtime: Runtime, choice: LinguisticCho
         # CAM++ is small: on the CPU it runs beside the others without waiting for the GPU.
         speaker=SpeakerEncoder(weights.cosyvoice / CAMPPLUS, device=torch.device("cpu"), threads=threads),
         mel=mel_config(weights),
+        threads=runtime.threads,
     )
 
 

@@ -78,7 +78,8 @@ class Speaker:
             steps=flow_steps,
             should_stop=should_stop,
         )
-        return SpeechStream(write, voice, rate, conclude, Joiner(rate) if len(order.passages) > 1 else None)
+        joiner = Joiner(rate) if len(order.passages) > 1 else None
+        return SpeechStream(write, voice, rate, conclude, joiner, lone_writer=self._lm.alone)
 
     def _write(self, orders: Sequence[Order], progress: Progress, should_stop: ShouldStop) -> tuple[list[Spoken], str]:
         """Return what the language model answers to each order, and a note of its speed.

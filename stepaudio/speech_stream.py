@@ -18,6 +18,7 @@ from types import TracebackType
 import numpy as np
 
 from stepaudio.joining import Joiner
+from stepaudio.threads import lone_threads
 from stepaudio.tokens import GROUP, GROUP_SECONDS
 from stepaudio.types import FloatArray, IntArray, Synthesis, Waveform
 from stepaudio.vocoder.stream import VocoderStream
@@ -48,15 +49,19 @@ class SpeechStream(Iterator[Waveform]):
         sample_rate: int,
         conclude: Callable[[SpeechStream], Synthesis],
         joiner: Joiner | None = None,
+        *,
+        lone_writer: bool = False,
     ) -> None:
         """write: runs the language model, given where its numbers go and when to stop.
 
         conclude: makes the result once all pieces are out. joiner: cuts and pauses where the numbers have marks.
+        lone_writer: whether ``write`` computes without torch's helpers, which the vocoder has then (see threads.py).
         """
         self._write = write
         self._sample_rate = sample_rate
         self._conclude = conclude
         self._joiner = joiner
+        self._thread = lone_threads if lone_writer else ThreadPoolExecutor
         self._numbers = NumberQueue()
         self._pieces: list[FloatArray] = []
         self._synthesis: Synthesis | None = None
@@ -109,7 +114,7 @@ class SpeechStream(Iterator[Waveform]):
         # On the way out, in this order: the model is told to stop, its thread ends, the vocoder's memory goes.
         with (
             closing(self.voice) as voice,
-            ThreadPoolExecutor(1, thread_name_prefix="stepaudio-lm") as thread,
+            self._thread(1, "stepaudio-lm") as thread,
             closing(self._numbers) as numbers,
         ):
             writing = thread.submit(self._write, numbers, lambda: numbers.closed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,17 @@ def tiny_weights(tmp_path_factory) -> Path:
     from stepaudio.tiny import write_tiny
 
     return write_tiny(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """torch computes with three threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -66,8 +66,11 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReferenceEncod
     made.close()
 
 
-def with_fakes(linguistic: FakeCodes, semantic: FakeCodes, speaker: FakeSpeaker) -> ReferenceEncoder:
-    return ReferenceEncoder(linguistic=linguistic, semantic=semantic, speaker=speaker, mel=MelConfig())
+def with_fakes(
+    linguistic: FakeCodes, semantic: FakeCodes, speaker: FakeSpeaker, threads: int = len(PARTS)
+) -> ReferenceEncoder:
+    parts = {"linguistic": linguistic, "semantic": semantic, "speaker": speaker}
+    return ReferenceEncoder(**parts, mel=MelConfig(), threads=threads)
 
 
 def arrays(encoding: ReferenceEncoding) -> list[np.ndarray]:
@@ -109,14 +112,36 @@ def test_the_parts_are_named_ordered_and_lie_within_the_whole(encoder: Reference
     assert wall <= done.seconds <= end - start
 
 
-def test_the_parts_run_side_by_side_in_threads_of_the_object() -> None:
+@pytest.mark.parametrize(("threads", "own", "longest"), [(4, 2, 0.6), (16, 2, 0.6), (3, 3, 0.6), (2, 2, 0.9)])
+def test_the_parts_run_side_by_side_and_the_largest_in_the_calling_thread_where_there_are_cores_enough(
+    threads: int, own: int, longest: float
+) -> None:
     parts = FakeCodes(wait=0.3), FakeCodes(wait=0.3), FakeSpeaker(wait=0.3)
-    encoder = with_fakes(*parts)
+    encoder = with_fakes(*parts, threads=threads)
     done = encoder.encode(voice(0.5))
     encoder.close()
-    assert 0.3 <= done.seconds < 0.8
-    assert len({name for part in parts for name in part.threads}) == 3
-    assert all(name.startswith("reference-encoder") for part in parts for name in part.threads)
+    assert 0.3 <= done.seconds < longest
+    names = [part.threads[0] for part in parts]
+    ours = [name for name in names if name.startswith("reference-encoder")]
+    assert len(set(ours)) == own
+    assert (names[0] in ours) == (threads < len(PARTS))
+    assert set(names) - set(ours) <= {threading.current_thread().name}
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_whoever_works_beside_the_calling_thread_computes_without_helpers() -> None:
+    class Counting(FakeSpeaker):
+        helpers = 0
+
+        def encode(self, samples: FloatArray) -> FloatArray:
+            self.helpers = torch.get_num_threads() - 1
+            return super().encode(samples)
+
+    codes, speaker = Counting(), Counting()
+    encoder = with_fakes(codes, FakeCodes(), speaker)
+    encoder.encode(voice(0.5))
+    encoder.close()
+    assert (codes.helpers, speaker.helpers) == (2, 0)
 
 
 def test_codes_hear_the_trimmed_sound_and_the_speaker_encoder_all_of_it() -> None:
@@ -134,12 +159,16 @@ def test_codes_hear_the_trimmed_sound_and_the_speaker_encoder_all_of_it() -> Non
     assert len(linguistic.heard[0]) < len(speaker.heard[0])
 
 
-def test_the_error_of_a_part_comes_out_once_the_others_are_done() -> None:
+@pytest.mark.parametrize("threads", [2, 4])
+@pytest.mark.parametrize("broken", [0, 2])
+def test_the_error_of_a_part_comes_out_once_the_others_are_done(threads: int, broken: int) -> None:
+    error = WeightsError("The file x is damaged.")
     slow = FakeCodes(wait=0.2)
-    encoder = with_fakes(FakeCodes(error=WeightsError("The file x is damaged.")), slow, FakeSpeaker())
+    linguistic, speaker = FakeCodes(error=None if broken else error), FakeSpeaker(error=error if broken else None)
+    encoder = with_fakes(linguistic, slow, speaker, threads)
     with pytest.raises(WeightsError, match="The file x is damaged"):
         encoder.encode(voice(0.5))
-    assert len(slow.heard) == 1
+    assert [len(part.heard) for part in (linguistic, slow, speaker)] == [1, 1, 1]
     encoder.close()
 
 

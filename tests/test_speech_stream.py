@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from stepaudio.errors import Cancelled, GenerationError, InvalidInput
 from stepaudio.speech_stream import MOST_AHEAD
@@ -94,6 +95,26 @@ def test_the_first_piece_is_there_while_the_model_writes_and_it_runs_ahead_by_a_
         for _ in stream:
             pass
     assert len(drawn) // 5 == stream.synthesis.tokens.groups
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_model_that_decodes_alone_leaves_the_helpers_to_the_vocoder(
+    make_engine, long_weights, reference, monkeypatch, compiled
+):
+    pipeline = make_engine(weights=str(long_weights), fused_kernels=compiled).pipeline
+    assert pipeline._lm.alone == compiled
+    helpers = []
+    generate = pipeline._lm.generate
+
+    def counting(*args, **kwargs):
+        helpers.append(torch.get_num_threads() - 1)
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline._lm, "generate", counting)
+    streamed(pipeline, reference).into(lambda piece: None)
+    assert helpers == [0 if compiled else 2]
+    assert torch.get_num_threads() == 3
 
 
 def test_the_steps_at_the_joins_are_as_small_as_those_within_the_pieces(pipeline):

@@ -140,6 +140,7 @@ def measure_cache(ours: LinguisticEncoder, seconds: float, runs: int, threads: i
             semantic=SemanticEncoder(folder / "s3.onnx", device=cpu, threads=threads),
             speaker=SpeakerEncoder(folder / "campplus.onnx", device=cpu, threads=threads),
             mel=MelConfig(),
+            threads=threads,
         )
         with EncodingCache(folder / "cache", "bench", size_limit=CACHE_BYTES) as cache:
             for index in range(-1, runs):  # the first pair warms up

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from stepaudio import audio
 from stepaudio.features import MelConfig, log_mel
+from stepaudio.threads import lone_threads
 from stepaudio.types import EncodedReference, FloatArray, IntArray, PartTime, ReferenceEncoding, Waveform
 
 PARTS = ("Linguistic", "Semantic", "Mel", "Speaker")
@@ -35,14 +36,25 @@ class VectorEncoder(Protocol):
 class ReferenceEncoder:
     """Encodes the sound of a voice; the same sound gives the same bits, however the threads run.
 
-    The threads belong to the object; :meth:`close` ends them.
+    The parts run beside each other in threads of the object, which compute alone (see threads.py); :meth:`close` ends
+    them. Where there are cores for all parts, the linguistic encoder, the largest one, works in the calling thread
+    instead, which has helpers.
+
+    threads: how many cores there are to compute with.
     """
 
     def __init__(
-        self, *, linguistic: CodeEncoder, semantic: CodeEncoder, speaker: VectorEncoder, mel: MelConfig
+        self,
+        *,
+        linguistic: CodeEncoder,
+        semantic: CodeEncoder,
+        speaker: VectorEncoder,
+        mel: MelConfig,
+        threads: int = len(PARTS),
     ) -> None:
         self.linguistic, self.semantic, self.speaker, self.mel = linguistic, semantic, speaker, mel
-        self._pool = ThreadPoolExecutor(max_workers=len(PARTS), thread_name_prefix="reference-encoder")
+        self._scarce = threads < len(PARTS)
+        self._pool = lone_threads(threads if self._scarce else len(PARTS) - 1, "reference-encoder")
 
     def encode(self, waveform: Waveform) -> EncodedReference:
         """Return the encoding of a mono, finite ``waveform`` of any rate, with what each part took.
@@ -54,29 +66,34 @@ class ReferenceEncoder:
         sound = audio.limit_peak(Waveform(audio.to_mono(waveform.samples), waveform.sample_rate))
         at_16k = audio.resample(sound, audio.CODE_RATE)
         prepared = audio.prepare_for_codes(at_16k)
+
+        def work() -> tuple[IntArray, PartTime]:
+            return _timed("Linguistic", lambda: self.linguistic.encode(prepared))
+
         # The longest first, so that on few cores it does not come last.
-        linguistic = self._start("Linguistic", lambda: self.linguistic.encode(prepared))
-        semantic = self._start("Semantic", lambda: self.semantic.encode(prepared))
-        speaker = self._start("Speaker", lambda: self.speaker.encode(at_16k.samples))
-        mel = self._start("Mel", lambda: log_mel(audio.resample(sound, self.mel.sampling_rate).samples, self.mel))
-        futures: list[Future[Any]] = [linguistic, semantic, mel, speaker]
-        wait(futures)  # all of them, also where one has failed
-        encoding = ReferenceEncoding(
-            linguistic=linguistic.result()[0],
-            semantic=semantic.result()[0],
-            mel=mel.result()[0],
-            speaker=speaker.result()[0],
+        linguistic = self._pool.submit(work) if self._scarce else None
+        semantic = self._pool.submit(_timed, "Semantic", lambda: self.semantic.encode(prepared))
+        speaker = self._pool.submit(_timed, "Speaker", lambda: self.speaker.encode(at_16k.samples))
+        mel = self._pool.submit(
+            _timed, "Mel", lambda: log_mel(audio.resample(sound, self.mel.sampling_rate).samples, self.mel)
         )
-        return EncodedReference(encoding, time.perf_counter() - start, tuple(part.result()[1] for part in futures))
-
-    def _start(self, name: str, work: Callable[[], Array]) -> Future[tuple[Array, PartTime]]:
-        def timed() -> tuple[Array, PartTime]:
-            begin = time.perf_counter()
-            value = work()
-            return value, PartTime(name, begin, time.perf_counter())
-
-        return self._pool.submit(timed)
+        beside: list[Future[Any]] = [semantic, speaker, mel]
+        try:
+            first = work() if linguistic is None else linguistic.result()
+        finally:
+            wait(beside)  # all of them, also where one has failed
+        parts = first, semantic.result(), mel.result(), speaker.result()
+        (codes, _), (tokens, _), (log_mels, _), (vector, _) = parts
+        encoding = ReferenceEncoding(linguistic=codes, semantic=tokens, mel=log_mels, speaker=vector)
+        return EncodedReference(encoding, time.perf_counter() - start, tuple(times for _, times in parts))
 
     def close(self) -> None:
         """End the threads once their work is done; the object cannot encode afterwards."""
         self._pool.shutdown(wait=True)
+
+
+def _timed(name: str, work: Callable[[], Array]) -> tuple[Array, PartTime]:
+    """Return what the work gives, and when it was done."""
+    begin = time.perf_counter()
+    value = work()
+    return value, PartTime(name, begin, time.perf_counter())

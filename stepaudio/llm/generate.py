@@ -161,6 +161,11 @@ class SpeechLM:
         return self._layers is not PlainLayers
 
     @property
+    def alone(self) -> bool:
+        """Whether one thread decodes a sequence as fast as several: in a compiled loop, or on another device."""
+        return self.device.type != "cpu" or self.fused
+
+    @property
     def element_size(self) -> int:
         """Return how many bytes a step reads for a number of the layers' matrices that are not packed."""
         if isinstance(self._layers, compiled.Network):
