@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepaudio.vocoder.hift import Snake, harmonic_phase
-from tests.vocoder_recordings import SOUND, STAGE, Recordings, assert_close
+from tests.vocoder_recordings import SOUND, STAGE, Recordings, assert_close, one_noise
 
 FRAME, RATE, COUNT = 480, 24000, 9
 
@@ -34,12 +34,12 @@ def test_f0_agrees_with_the_recording(recorded: Recordings) -> None:
 def test_the_source_agrees_with_the_recording_where_the_phase_is_summed_alike(recorded: Recordings) -> None:
     """The recording sums the phase in float32; ours is compared with float64 below."""
     f0 = recorded["out.f0"]
-    source = recorded.hift.m_source.mix(phase_as_recorded(f0, torch.float32), f0, recorded["noise.source_noise"])
+    source = recorded.hift.m_source.mix(phase_as_recorded(f0, torch.float32), f0, recorded.source_noise())
     assert_close(source, recorded["out.source"], STAGE)
 
 
 def test_the_source_with_its_own_phase_follows_the_recording(recorded: Recordings) -> None:
-    source = recorded.hift.m_source(recorded["out.f0"], recorded["noise.source_noise"])
+    source = recorded.hift.m_source(recorded["out.f0"], recorded.source_noise())
     # What float32 loses in 1.5 seconds: below a thousandth of the largest value, measured 7e-4.
     assert_close(source, recorded["out.source"], 1e-3)
 
@@ -58,7 +58,7 @@ def test_the_generator_agrees_with_the_recording_from_the_given_source(recorded:
 
 def test_without_source_noise_the_sound_agrees_with_the_recording(recorded: Recordings) -> None:
     hift, f0 = recorded.hift, recorded["out.f0"]
-    silent = torch.zeros_like(recorded["noise.source_noise"])
+    silent = torch.zeros_like(recorded.source_noise())
     source = hift.m_source.mix(phase_as_recorded(f0, torch.float32), f0, silent)
     sound = hift.samples(hift.spectrum(recorded["out.mel"], hift.source_spectrum(source)))
     assert_close(sound, recorded["out.wav_zero_source_noise"], SOUND)
@@ -100,12 +100,24 @@ def test_the_phase_has_a_frame_of_samples_for_every_frame(frames: int) -> None:
 
 def test_unvoiced_frames_hold_noise_alone(recorded: Recordings) -> None:
     source = recorded.hift.m_source
-    noise = torch.randn(1, 2 * FRAME, COUNT, generator=torch.Generator().manual_seed(0))
+    noises = torch.randn(1, 2 * FRAME, COUNT, generator=torch.Generator().manual_seed(0))
+    noise = one_noise(source, noises)
     mixed = source(torch.tensor([[10.0, 10.0]]), noise)  # the threshold itself is unvoiced
-    expected = torch.tanh(source.l_linear(noise * 0.1 / 3)).transpose(1, 2)
+    expected = torch.tanh(source.l_linear(noises * 0.1 / 3)).transpose(1, 2)
     torch.testing.assert_close(mixed, expected)
     quiet = source(torch.tensor([[10.0, 10.0]]), torch.zeros_like(noise))
     torch.testing.assert_close(quiet, torch.tanh(source.l_linear.bias).expand_as(quiet))
+
+
+def test_one_noise_is_as_loud_as_a_noise_for_every_harmonic(recorded: Recordings) -> None:
+    """A second of voiceless frames: the original's way and ours, with noises of their own."""
+    source = recorded.hift.m_source
+    generator = torch.Generator().manual_seed(0)
+    noises = torch.randn(1, RATE, COUNT, generator=generator)
+    theirs = source.l_linear(noises * 0.1 / 3) - source.l_linear.bias
+    ours = torch.atanh(source(torch.zeros(1, RATE // FRAME), torch.randn(1, RATE, 1, generator=generator)))
+    assert abs(float((ours - source.l_linear.bias).std() / theirs.std()) - 1) < 0.02
+    assert abs(float(one_noise(source, noises).std()) - 1) < 0.02
 
 
 def test_snake_is_its_formula() -> None:

@@ -61,7 +61,7 @@ class RecordedRenderer:
         assert_close(mel, window, MEL)
         hift, mel = self.hift, window
         f0 = hift.f0_predictor(mel)
-        noise = torch.zeros(1, FRAME * mel.shape[-1], 9)
+        noise = torch.zeros(1, FRAME * mel.shape[-1], 1)
         source = hift.m_source.mix(phase_as_recorded(f0, torch.float32), f0, noise)
         source[..., : self.source.shape[-1]] = self.source
         self.source = source[..., -FRAME * keep :]
@@ -282,7 +282,7 @@ def test_the_noises_are_those_of_the_whole(vocoder: Vocoder, mels: list[Tensor],
 
     monkeypatch.setattr(Noise, "take", listen)
     heard(stream_of(vocoder, seed=5), speech(40).numbers)
-    for stream, channels in ((FLOW_NOISE, 80), (SOURCE_NOISE, 9)):
+    for stream, channels in ((FLOW_NOISE, 80), (SOURCE_NOISE, 1)):
         pieces = torch.cat([noise for noise in drawn if noise.shape[-1] == channels], dim=1)
         monkeypatch.undo()
         assert torch.equal(pieces, draw_noise(5, stream, pieces.shape[1], channels))

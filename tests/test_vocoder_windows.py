@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from stepaudio.errors import Cancelled
-from stepaudio.vocoder.config import HiftConfig
 from stepaudio.vocoder.hift import HiFT
 from stepaudio.vocoder.noise import SOURCE_NOISE, Noise, draw_noise
 from stepaudio.vocoder.vocoder import Vocoder, load_vocoder
@@ -35,12 +34,11 @@ def mel_of(frames: int, channels: int = 80) -> Tensor:
 
 
 def noise(hift: HiFT, frames: int) -> Tensor:
-    config: HiftConfig = hift.config
-    return draw_noise(3, SOURCE_NOISE, frames * config.frame_samples, config.harmonics + 1)
+    return draw_noise(3, SOURCE_NOISE, frames * hift.config.frame_samples, 1)
 
 
 def in_windows(hift: HiFT, mel: Tensor, **options) -> Tensor:
-    return hift_sound(hift, mel, Noise(3, SOURCE_NOISE, hift.config.harmonics + 1).take, **options)
+    return hift_sound(hift, mel, Noise(3, SOURCE_NOISE, 1).take, **options)
 
 
 def largest_difference(made: Tensor, expected: Tensor) -> float:

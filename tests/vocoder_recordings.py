@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from stepaudio.tokens import LINGUISTIC_CODES, SEMANTIC_CODES, interleave
 from stepaudio.types import SpeechTokens
 from stepaudio.vocoder.config import DitConfig, EncoderConfig, FlowConfig, HiftConfig, read_config
 from stepaudio.vocoder.flow import Flow
-from stepaudio.vocoder.hift import HiFT
+from stepaudio.vocoder.hift import HarmonicSource, HiFT
 from stepaudio.vocoder.weights import FLOW_NAME, HIFT_NAME, fill, hift_names, read_state
 
 STAGE, MEL, SOUND = 1e-4, 1e-3, 1e-4
@@ -86,6 +87,16 @@ class Recordings:
     def noise(self) -> Tensor:
         """The recorded noise of all frames, (1, 132, 80)."""
         return self["noise.flow_z"][:, :, : 2 * self.rows.shape[1]].transpose(1, 2)
+
+    def source_noise(self) -> Tensor:
+        """The recorded noises of the harmonics as the one that the source takes, (1, N, 1)."""
+        return one_noise(self.hift.m_source, self["noise.source_noise"])
+
+
+def one_noise(source: HarmonicSource, noises: Tensor) -> Tensor:
+    """Return (B, N, 1), the noise that does to the source what a noise for each harmonic (B, N, H) does."""
+    weight = source.l_linear.weight
+    return F.linear(noises, weight) / weight.norm()
 
 
 @contextmanager

@@ -233,8 +233,7 @@ def crops(batch: list[Piece], generator: torch.Generator) -> Crops:
 
 def made_of(model: Generator, batch: Crops) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the samples (B, N) that the generator makes, and how far their spectra are from the true ones."""
-    shape = (*batch.true.shape, model.hift.config.harmonics + 1)
-    made = model(batch.mel, batch.pitch, torch.randn(shape, device=batch.mel.device))
+    made = model(batch.mel, batch.pitch, torch.randn((*batch.true.shape, 1), device=batch.mel.device))
     return made, spectral_loss(made, batch.true, batch.wide)
 
 

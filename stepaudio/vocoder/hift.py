@@ -80,7 +80,7 @@ class HarmonicSource(nn.Module):
         self.l_linear = nn.Linear(config.harmonics + 1, 1)
 
     def forward(self, f0: Tensor, noise: Tensor, before: Tensor | None = None) -> Tensor:
-        """Return the source (B, 1, N) from f0 in Hz (B, T) and Gaussian noise (B, N, harmonics + 1).
+        """Return the source (B, 1, N) from f0 in Hz (B, T) and Gaussian noise (B, N, 1).
 
         N = T * samples of a frame. Unvoiced frames hold noise alone. ``before``: where the harmonics are in the
         frame before the first one (see harmonic_turns); None at the beginning of the sound.
@@ -90,15 +90,20 @@ class HarmonicSource(nn.Module):
         return self.mix(phase, f0, noise)
 
     def mix(self, phase: Tensor, f0: Tensor, noise: Tensor) -> Tensor:
-        """Return the source (B, 1, N) from the harmonics' phases in radians (B, N, harmonics + 1)."""
-        config = self.config
+        """Return the source (B, 1, N) from the harmonics' phases in radians (B, N, harmonics + 1).
+
+        The original adds a noise to every harmonic, all of one level, before the linear layer. What that makes of
+        them is one Gaussian noise, as much louder as the vector of its weights is long; so one is drawn.
+        """
+        config, weight = self.config, self.l_linear.weight
         voiced = (f0 > config.voiced_threshold).to(f0.dtype)[..., None]  # (B, T, 1)
         noise_level = voiced * config.noise_level + (1 - voiced) * config.sine_level * UNVOICED_NOISE
         # Levels are one number a frame: frames get an axis of their own instead of levels for every sample.
         frames = (f0.shape[1], config.frame_samples)
-        sines = torch.sin(phase).unflatten(1, frames) * (voiced * config.sine_level)[:, :, None]  # (B, T, S, H)
-        source = torch.addcmul(sines, noise.unflatten(1, frames), noise_level[:, :, None]).flatten(1, 2)
-        return torch.tanh(self.l_linear(source)).transpose(1, 2)
+        sines = F.linear(torch.sin(phase), weight).unflatten(1, frames)  # (B, T, S, 1)
+        loudness = (voiced * config.sine_level)[:, :, None], (noise_level * weight.norm())[:, :, None]
+        source = torch.addcmul(sines * loudness[0], noise.unflatten(1, frames), loudness[1]).flatten(1, 2)
+        return torch.tanh(source + self.l_linear.bias).transpose(1, 2)
 
 
 def harmonic_turns(
@@ -128,12 +133,13 @@ def harmonic_phase(f0: Tensor, count: int, sample_rate: int, samples: int, befor
     # T + 1 stretches of one frame between the middles; half of the first and half of the last lie outside.
     still = torch.zeros_like(turns[:, :1])
     first, speed = (middles[:, :1], still) if before is None else (before[:, None], turns[:, :1])
-    begins = torch.cat((first, middles), dim=1).float()[:, :, None]  # (B, T + 1, 1, H)
-    speeds = torch.cat((speed, turns[:, 1:], still), dim=1).float()[:, :, None]  # (B, T + 1, 1, H)
+    turn = 2 * math.pi
+    begins = (torch.cat((first, middles), dim=1) * turn).float()[:, :, None]  # (B, T + 1, 1, H)
+    speeds = (torch.cat((speed, turns[:, 1:], still), dim=1) * turn).float()[:, :, None]  # (B, T + 1, 1, H)
     since = torch.arange(samples, device=f0.device, dtype=torch.float32)[:, None] + 0.5  # samples since the middle
     phase = torch.addcmul(begins, speeds, since).flatten(1, 2)  # (B, (T + 1) * samples, H)
     outside = samples // 2
-    return phase[:, outside : phase.shape[1] - (samples - outside)] * (2 * math.pi)
+    return phase[:, outside : phase.shape[1] - (samples - outside)]
 
 
 class HiFT(nn.Module):
@@ -168,7 +174,7 @@ class HiFT(nn.Module):
         self.f0_predictor = F0Predictor(config.mel_channels, config.f0_channels)
 
     def forward(self, mel: Tensor, noise: Tensor) -> Tensor:
-        """Return samples (B, N) from mel (B, M, T) and Gaussian noise (B, N, harmonics + 1)."""
+        """Return samples (B, N) from mel (B, M, T) and Gaussian noise (B, N, 1)."""
         source = self.m_source(self.f0_predictor(mel), noise)
         return self.samples(self.spectrum(mel, self.source_spectrum(source)))
 

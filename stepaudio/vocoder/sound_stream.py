@@ -71,7 +71,7 @@ class HiftRenderer:
         self._draw = noise
         self._device = device
         self._f0 = torch.zeros(1, 0, device=device)  # of the frames that come again
-        self._noise = torch.zeros(1, 0, hift.config.harmonics + 1, device=device)  # likewise
+        self._noise = torch.zeros(1, 0, 1, device=device)  # likewise
         self._before: Tensor | None = None  # where the harmonics are in the frame before those
 
     def __call__(self, mel: Tensor, keep: int) -> Tensor:
@@ -82,11 +82,13 @@ class HiftRenderer:
         settled = max(known - hift.f0_predictor.reach, 0)
         f0 = torch.cat((self._f0[:, :settled], hift.f0_predictor(mel)[:, settled:]), dim=1)  # (1, T)
         fresh = self._draw((frames - known) * config.frame_samples).to(self._device)
-        noise = torch.cat((self._noise, fresh), dim=1)  # (1, T * samples, H)
+        noise = torch.cat((self._noise, fresh), dim=1)  # (1, T * samples, 1)
         source = hift.m_source(f0, noise, self._before)
         drop = frames - keep
         if drop > 0:
-            _, middles = harmonic_turns(f0, noise.shape[-1], config.sample_rate, config.frame_samples, self._before)
+            _, middles = harmonic_turns(
+                f0, config.harmonics + 1, config.sample_rate, config.frame_samples, self._before
+            )
             self._before = middles[:, drop - 1].clone()
         # Copies, lest the cut keep the memory of all.
         self._f0 = f0[:, drop:].clone()
@@ -145,7 +147,7 @@ def sound_stream(generator: HiFT | BigVGAN, seed: int, device: torch.device) -> 
     config = generator.config
     render: Renderer
     if isinstance(generator, HiFT):
-        noise = Noise(seed, SOURCE_NOISE, generator.config.harmonics + 1).take
+        noise = Noise(seed, SOURCE_NOISE, 1).take
         render, joins = HiftRenderer(generator, noise, device), seamless(config.frame_samples)
     else:
         render, joins = PlainRenderer(generator), seamless(config.frame_samples, withheld=BIGVGAN_WITHHELD)

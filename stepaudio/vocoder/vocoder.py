@@ -97,7 +97,7 @@ class Vocoder:
         if isinstance(self._hift, BigVGAN):
             samples = bigvgan_sound(self._hift, mel, progress=progress, should_stop=should_stop)[0]
         else:
-            draw = Noise(seed, SOURCE_NOISE, self._hift.config.harmonics + 1).take
+            draw = Noise(seed, SOURCE_NOISE, 1).take
             samples = hift_sound(self._hift, mel, draw, progress=progress, should_stop=should_stop)[0]
         check_finite(samples, "The vocoder produced samples")
         return Waveform(samples.cpu().numpy(), self.sample_rate)

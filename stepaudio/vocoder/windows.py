@@ -112,12 +112,12 @@ def _joined(
 
 
 def _source(hift: HiFT, mel: Tensor, draw: DrawNoise, size: int) -> Tensor:
-    """Return the source (1, 1, N) of the whole mel; its harmonics and their noise are held for one window only."""
+    """Return the source (1, 1, N) of the whole mel; its harmonics are held for one window only."""
     config, frames = hift.config, mel.shape[-1]
     samples, harmonics = config.frame_samples, config.harmonics + 1
     f0 = hift.f0_predictor(mel)
     before: Tensor | None = None  # where the harmonics are in the frame before the window
-    noise = torch.zeros(1, 0, harmonics, device=mel.device)
+    noise = torch.zeros(1, 0, 1, device=mel.device)
     parts = []
     for window in windows(frames, size, 0):
         # One frame more: the phase runs on to the middle of the next one.
