@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+
+from stepaudio.cores import core_count
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 LEAST_DRIVER = 580
@@ -40,11 +41,6 @@ class Runtime:
         return self.device.type == "cuda"
 
 
-def cpu_count() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def choose(
     device: DeviceChoice = "auto", dtype: DtypeChoice = "auto", *, tf32: bool = True, threads: int | None = None
 ) -> Runtime:
@@ -67,7 +63,7 @@ def choose(
         number = torch.bfloat16 if bf16 else torch.float32
     else:
         number = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    return Runtime(place, number, tf32 and place.type == "cuda", threads or cpu_count(), reason)
+    return Runtime(place, number, tf32 and place.type == "cuda", threads or core_count(), reason)
 
 
 def _driver_words() -> str:

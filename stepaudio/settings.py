@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     whisper_dir: str = Field(
         "", description="folder of a Whisper (transformers' layout) that transcribes; empty: the Paraformer, if it can"
     )
-    threads: int = Field(0, ge=0, description="CPU threads; 0: one for each core this process may use")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one for each core, within the container's limit")
 
     max_upload_megabytes: int = Field(50, ge=1, description="largest reference file")
     min_reference_seconds: float = Field(0.5, gt=0, description="shortest reference")

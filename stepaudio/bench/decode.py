@@ -145,14 +145,14 @@ def _conditions(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the numbers depend on."""
     import torch
 
-    from stepaudio.device import cpu_count
+    from stepaudio.cores import core_count
 
     flags = f"--sizes {' '.join(args.sizes)} --threads {' '.join(map(str, args.threads))}"
     return {
         "command": f"python -m stepaudio bench decode {flags} --ids {args.ids} --runs {args.runs}",
         "commit": commit(),
         "cpu": cpu_model(),
-        "cores": cpu_count(),
+        "cores": core_count(),
         "torch": torch.__version__,
         "dtype": "float32",
         "runs": args.runs,

@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write a Markdown report to standard output (and JSON to a file), and return 0."""
     import torch
 
-    from stepaudio.device import cpu_count
+    from stepaudio.cores import core_count
 
-    before, threads = torch.get_num_threads(), args.threads or cpu_count()
+    before, threads = torch.get_num_threads(), args.threads or core_count()
     torch.set_num_threads(threads)
     try:
         loop_encoder, frontend, ours = _build(**({} if args.small else REAL_SIZE))
@@ -174,14 +174,14 @@ def _conditions(threads: int, runs: int, ours: LinguisticEncoder) -> dict[str, A
     """Return what the numbers depend on."""
     import torch
 
-    from stepaudio.device import cpu_count
+    from stepaudio.cores import core_count
 
     config = ours.config
     return {
         "command": f"python -m stepaudio bench encode --runs {runs}",
         "commit": commit(),
         "cpu": cpu_model(),
-        "cores": cpu_count(),
+        "cores": core_count(),
         "threads": threads,
         "torch": torch.__version__,
         "dtype": str(ours.dtype).removeprefix("torch."),

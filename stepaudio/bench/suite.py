@@ -250,7 +250,7 @@ def _conditions(args: argparse.Namespace, plan: Plan, bench: Workbench, runtime:
     import torch
     import transformers
 
-    from stepaudio.device import cpu_count
+    from stepaudio.cores import core_count
 
     size = bench.model.model.size
     parameters = sum(parameter.numel() for parameter in bench.model.parameters())
@@ -261,7 +261,7 @@ def _conditions(args: argparse.Namespace, plan: Plan, bench: Workbench, runtime:
         "uncommitted_changes": has_uncommitted_changes(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": cpu_model(),
-        "cores": cpu_count(),
+        "cores": core_count(),
         "threads": runtime.threads,
         "system": f"{platform.system()} {platform.machine()}",
         "device": runtime.reason,
