@@ -22,7 +22,7 @@ def core_count(root: Path = Path("/")) -> int:
     """
     own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = {_read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in own}
-    return max(1, min(len(cores), *(int(limit) for limit in _limits(root)), len(own)))
+    return max(1, min([len(cores), *(int(limit) for limit in _limits(root))]))
 
 
 def _limits(root: Path) -> Iterator[float]:
@@ -31,9 +31,9 @@ def _limits(root: Path) -> Iterator[float]:
         _, controllers, path = line.split(":", 2)
         # The second version has one tree, the first one for each controller, under either name. Within a container
         # the path may be the host's, of which only the last part, the root, is to be seen.
-        trees = [CGROUPS] if not controllers else [f"{CGROUPS}/cpu", f"{CGROUPS}/cpu,cpuacct"]
         if controllers and "cpu" not in controllers.split(","):
             continue
+        trees = [f"{CGROUPS}/cpu", f"{CGROUPS}/cpu,cpuacct"] if controllers else [CGROUPS]
         for tree in trees:
             for group in (PurePosixPath(path), *PurePosixPath(path).parents):
                 yield from _limit(root / tree / str(group).lstrip("/"))
