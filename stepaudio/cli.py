@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepaudio.errors import StepAudioError
-from stepaudio.settings import Settings, add_flags, flags_from, load_settings
+from stepaudio.settings import Settings, add_flags, bound_waiting, flags_from, load_settings
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 DOCTOR_SETTINGS = (
@@ -19,6 +19,7 @@ DOCTOR_SETTINGS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0 well, 2 with one sentence of error, 130 interrupted."""
+    bound_waiting()
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     try:

@@ -80,3 +80,25 @@ def test_an_interrupt_ends_with_its_own_status(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("stepaudio.tiny.write_tiny", interrupted)
     assert main(["tiny", str(tmp_path / "x")]) == 130
     assert capsys.readouterr().err == "Interrupted.\n"
+
+
+@pytest.mark.parametrize(("before", "after"), [("", "1000"), ("50", "50")])
+def test_openmp_is_told_how_long_to_wait_before_torch_loads_it(before, after):
+    """A hook on the import of torch looks at what the C library, and so OpenMP, finds in the environment."""
+    script = f"""
+import ctypes, os, sys
+os.environ.pop("GOMP_SPINCOUNT", None)
+if {before!r}:
+    os.environ["GOMP_SPINCOUNT"] = {before!r}
+getenv = ctypes.CDLL(None).getenv
+getenv.restype = ctypes.c_char_p
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(getenv(b"GOMP_SPINCOUNT").decode())
+sys.meta_path.insert(0, Watch())
+from stepaudio.cli import main
+main(["doctor", "--weights", "nothing"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[0] == after, done.stderr
