@@ -22,7 +22,7 @@ import stat
 import struct
 import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -94,6 +94,7 @@ class VoiceFolder:
         self.folder = folder
         self.limits = limits
         self._told: set[Path] = set()
+        self._reserved: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, settings: Settings) -> VoiceFolder:
@@ -101,12 +102,19 @@ class VoiceFolder:
         limits = VoiceLimits(settings.max_voices, settings.voices_megabytes * 2**20, settings.max_transcript_characters)
         return cls(settings.data_dir / VOICES, limits)
 
+    def reserve(self, names: Iterable[str]) -> None:
+        """Refuse these names to voices that are saved or renamed from now on: other voices are known by them."""
+        self._reserved = frozenset(name.casefold() for name in names)
+
     def cleaned(self, draft: VoiceDraft) -> VoiceDraft:
-        """Return the draft with its texts as they will be saved; raises InvalidInput for one that cannot be."""
+        """Return the draft with its texts as they will be saved.
+
+        Raises InvalidInput for a text that cannot be saved, and for a name that another voice has.
+        """
         words = "The transcript of the reference"
         return replace(
             draft,
-            name=_line(draft.name, "The name of the voice", MAX_NAME, needed=True),
+            name=self._own_name(draft.name),
             transcript=texts.clean(draft.transcript, what=words, limit=self.limits.max_transcript_characters),
             language=_line(draft.language, "The language of the voice", MAX_LANGUAGE),
             consent=_line(draft.consent, "The consent note", MAX_CONSENT),
@@ -132,6 +140,7 @@ class VoiceFolder:
         if len(data) > MAX_VOICE_BYTES:
             raise InvalidInput(f"The voice has {len(data) / 2**20:.1f} MB; the limit is {MAX_VOICE_BYTES >> 20} MB.")
         with self._writing():
+            self._own_name(voice.name)
             self._check_room(len(data))
             write_whole(self._path(voice.id), data)
         return voice
@@ -178,8 +187,8 @@ class VoiceFolder:
 
     def rename(self, voice_id: str, name: str) -> Voice:
         """Give a voice another name, and return it. Raises as get and save do."""
-        name = _line(name, "The name of the voice", MAX_NAME, needed=True)
         with self._writing():
+            name = self._own_name(name, voice_id)
             voice, wav = self.load(voice_id)
             voice = replace(voice, name=name)
             write_whole(self._path(voice.id), _pack(voice, wav))
@@ -235,6 +244,18 @@ class VoiceFolder:
                 yield
         except OSError as error:
             raise StepAudioError(f"The saved voices in {self.folder} cannot be changed: {_reason(error)}.") from error
+
+    def _own_name(self, name: str, voice_id: str = "") -> str:
+        """Return the name as it is saved; raises InvalidInput where it is none, or another voice is known by it.
+
+        voice_id: the voice that may have it already. Voices are asked for by name, so each has one of its own.
+        """
+        name = _line(name, "The name of the voice", MAX_NAME, needed=True)
+        if name.casefold() in self._reserved:
+            raise InvalidInput(f"{name!r} is a voice that came with the weights; please choose another name.")
+        if any(voice.name.casefold() == name.casefold() and voice.id != voice_id for voice in self.list()):
+            raise InvalidInput(f"There is a saved voice {name!r} already; please choose another name, or rename that one.")
+        return name
 
     def _check_room(self, size: int) -> None:
         sizes = [path.lstat().st_size for path in self._files()]

@@ -50,16 +50,37 @@ def test_what_is_saved_comes_back_bit_for_bit(folder, tmp_path):
     np.testing.assert_array_equal(back.samples, WAVEFORM.samples)
 
 
-def test_ids_are_drawn_and_names_need_not_differ(folder):
-    one, other = folder.save(draft(), WAVEFORM), folder.save(draft(), WAVEFORM)
-    assert one.id != other.id
+def test_two_voices_of_one_name_from_earlier_times_are_told_apart_by_their_ids(folder):
+    one = folder.save(draft(), WAVEFORM)
+    other = folder.folder / f"{one.id[::-1]}.zip"
+    other.write_bytes((folder.folder / f"{one.id}.zip").read_bytes())
     assert folder.find(one.id) == one
     with pytest.raises(InvalidInput, match="2 saved voices are called 'Ada'"):
         folder.find("Ada")
-    folder.rename(other.id, "Grace")
+    folder.rename(other.stem, "Grace")
     assert folder.find("Ada") == one
     assert [v.name for v in folder.list()] == ["Ada", "Grace"]
     assert folder.find("Grace").transcript == "the words"
+
+
+@pytest.mark.parametrize("name", ["Ada", " ada ", "ADA"])
+def test_a_name_belongs_to_one_voice(folder, name):
+    folder.save(draft(), WAVEFORM)
+    grace = folder.save(draft("Grace"), WAVEFORM)
+    for use in (lambda: folder.save(draft(name), WAVEFORM), lambda: folder.rename(grace.id, name)):
+        with pytest.raises(InvalidInput, match=f"There is a saved voice '{name.strip()}' already"):
+            use()
+    assert [v.name for v in folder.list()] == ["Ada", "Grace"]
+    assert folder.rename(grace.id, "grace").name == "grace"  # its own name, otherwise written
+
+
+def test_no_saved_voice_takes_the_name_of_one_that_came_with_the_weights(folder):
+    folder.reserve(["1-nora", "Nora"])
+    grace = folder.save(draft("Grace"), WAVEFORM)
+    for name in ("Nora", "nora", "1-Nora"):
+        for use in (lambda name=name: folder.cleaned(draft(name)), lambda name=name: folder.rename(grace.id, name)):
+            with pytest.raises(InvalidInput, match="is a voice that came with the weights"):
+                use()
 
 
 def test_a_removed_voice_is_gone(folder):
@@ -108,15 +129,15 @@ def test_what_is_no_id_finds_nothing(folder, voice_id):
 
 def test_number_and_bytes_are_bounded(tmp_path):
     few = VoiceFolder(tmp_path / "few", VoiceLimits(max_voices=2))
-    kept = [few.save(draft(), WAVEFORM) for _ in range(2)]
+    kept = [few.save(draft(name), WAVEFORM) for name in "ab"]
     with pytest.raises(InvalidInput, match="There are 2 saved voices, which is the limit"):
-        few.save(draft(), WAVEFORM)
+        few.save(draft("c"), WAVEFORM)
     few.delete(kept[0].id)
-    few.save(draft(), WAVEFORM)
+    few.save(draft("c"), WAVEFORM)
     small = VoiceFolder(tmp_path / "small", VoiceLimits(max_bytes=100_000))
     small.save(draft(), WAVEFORM)
     with pytest.raises(InvalidInput, match="the limit is 0 MB in all"):
-        small.save(draft(), WAVEFORM)
+        small.save(draft("other"), WAVEFORM)
     assert len(small.list()) == 1
 
 
@@ -240,6 +261,7 @@ def test_altered_exports_are_refused_or_harmless_never_a_crash(folder):
     """Bytes altered anywhere outside the sound, and files cut off anywhere: an InvalidInput, or a voice like ours."""
     saved = folder.save(draft(), Waveform(WAVEFORM.samples[:2000], 24000))
     data = folder.export(saved.id)
+    folder.delete(saved.id)  # its name is free for the altered ones
     rng = np.random.default_rng(0)
     sound = data.index(b"RIFF") + 100, data.rindex(b"PK\x01\x02", 0, data.rindex(b"PK\x01\x02"))
     places = [*range(sound[0]), *range(sound[1], len(data))]
@@ -262,7 +284,7 @@ def test_altered_exports_are_refused_or_harmless_never_a_crash(folder):
 # Several processes, and sudden ends.
 
 WRITER = """
-import sys
+import os, sys
 from pathlib import Path
 from stepaudio.voices import VoiceDraft, VoiceFolder, VoiceLimits
 from tests.conftest import voice
@@ -272,7 +294,7 @@ sys.stdout.write("ready\\n")
 sys.stdout.flush()
 sys.stdin.readline()
 for number in range(int(sys.argv[2])):
-    folder.save(VoiceDraft(b"", f"voice {number}", "words"), sound)
+    folder.save(VoiceDraft(b"", f"voice {number} of {os.getpid()}", "words"), sound)
 """
 
 
@@ -358,9 +380,12 @@ def test_another_transcript_may_be_given_with_a_saved_voice(service):
 
 def test_an_imported_voice_is_new_and_its_first_clone_hits(service):
     saved = service.save_voice(draft(audio=WAV)).result(60)
-    copy = service.save_voice(read_export(service.voices.export(saved.id))).result(60)
-    assert copy.id != saved.id
+    exported = service.voices.export(saved.id)
+    with pytest.raises(InvalidInput, match="There is a saved voice 'Ada' already"):
+        service.save_voice(read_export(exported)).result(60)
     service.voices.delete(saved.id)
+    copy = service.save_voice(read_export(exported)).result(60)
+    assert copy.id != saved.id
     assert service.submit_clone(CloneRequest(voice=copy.id, text="a", **SHORT)).result(60).synthesis.cache_hit
 
 
