@@ -16,7 +16,7 @@ from stepaudio.presets import PresetFolder
 from stepaudio.settings import Settings
 from stepaudio.tasks import EDITS
 from stepaudio.text import clean
-from stepaudio.types import EncodingTimes, SpeechTokens, Stage, Synthesis, Timings, Waveform
+from stepaudio.types import EncodingTimes, SpeechTokens, Stage, Synthesis, Task, Timings, Waveform
 from stepaudio.voices import VoiceDraft, VoiceFolder, VoiceLimits, read_export
 from stepaudio.web.forms import Knobs
 from stepaudio.web.history import Chain
@@ -96,6 +96,7 @@ def test_each_sentence_that_a_user_may_meet_has_a_chinese_one(tmp_path):
         lambda: read_export(b"no"),
         lambda: PresetFolder(None).load("ada"),
         lambda: Chain().select(3),
+        lambda: Chain().add(Chain().start(b"", ""), Task("vad"), 1, b"", synthesis()),
         lambda: Knobs(True, None, 9.0, None, None, None, None).sampling(Settings()),
         lambda: Knobs(True, None, None, None, None, None, 99).steps(Settings()),
     ):

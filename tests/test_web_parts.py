@@ -46,10 +46,10 @@ def test_a_step_comes_from_the_one_that_was_edited():
     chain = Chain()
     chain.start(b"0", "words")
     for parent in (0, 1, 1):
-        chain.add(parent, Task("emotion", "happy"), 1, b"x", made())
-    assert [step.parent for step in chain.steps] == [None, 0, 1, 1]
+        chain.add(chain.steps[parent], Task("emotion", "happy"), 1, b"x", made())
+    assert [step.parent.number for step in chain.steps[1:]] == [0, 1, 1]
     assert chain.selected == 3
-    assert chain.line_of(3) == (0, 1, 3)
+    assert [step.number for step in chain.steps[3].line] == [0, 1, 3]
     assert chain.select(0).wav == b"0"
     with pytest.raises(InvalidInput, match="no step 9"):
         chain.select(9)
@@ -57,13 +57,27 @@ def test_a_step_comes_from_the_one_that_was_edited():
 
 def test_a_chain_ends_somewhere():
     chain = Chain()
-    chain.start(b"0", "words")
+    original = chain.start(b"0", "words")
     for _ in range(MOST_STEPS - 1):
-        chain.add(0, Task("vad"), 1, b"x", made())
+        chain.add(original, Task("vad"), 1, b"x", made())
     with pytest.raises(InvalidInput, match="please clear it"):
-        chain.add(0, Task("vad"), 1, b"x", made())
+        chain.add(original, Task("vad"), 1, b"x", made())
     chain.clear()
     assert chain.current is None
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["cleared", "begun anew"])
+def test_a_result_is_added_only_to_the_step_that_it_came_from(again):
+    """While an edit ran the chain was cleared, or begun anew: its step 0 is another sound now."""
+    chain = Chain()
+    parent = chain.start(b"0", "words")
+    chain.clear()
+    if again:
+        chain.start(b"other", "other words")
+    before = chain.steps
+    with pytest.raises(InvalidInput, match="was cleared meanwhile"):
+        chain.add(parent, Task("vad"), 1, b"x", made())
+    assert chain.steps == before
 
 
 # The sessions

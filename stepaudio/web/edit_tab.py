@@ -14,7 +14,7 @@ from stepaudio.pipeline import MAX_PASSES
 from stepaudio.types import Task
 from stepaudio.web.desk import PRIVATE, Desk, error_update
 from stepaudio.web.forms import EditForm, Given, Knobs, Source, read_source
-from stepaudio.web.handlers import Outcome, attempt, run_edit
+from stepaudio.web.handlers import attempt, run_edit
 from stepaudio.web.history import Chain, Step
 from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, tag_bar
 from stepaudio.web.sessions import Session
@@ -177,18 +177,18 @@ class EditTab:
             return [*self.view(session, language, form, began.error), gr.skip(), gr.skip()]
         parent = began.value
         view = run_edit(self._desk.service, Given(parent.wav, parent.transcript), asked, tab)
-        if view.synthesis is None or view.wav is None:
+        wav, synthesis = view.wav, view.synthesis
+        if wav is None or synthesis is None:
             return [*self.view(session, language, form, view.error), gr.skip(), gr.skip()]
+        session.last = synthesis
+        made = Task(task, option if tasks.TASKS[task].options else None)
+        added = attempt(language, lambda: session.chain.add(parent, made, int(passes or 1), wav, synthesis))
+        if added.value is None:
+            return [*self.view(session, language, form, added.error), gr.skip(), gr.skip()]
         if parent.number == 0:
             session.keep("reference", parent.wav, parent.transcript)
-        made = Task(task, option if tasks.TASKS[task].options else None)
-        added: Outcome[Step] = attempt(
-            language,
-            lambda: session.chain.add(parent.number, made, int(passes or 1), view.wav or b"", view.synthesis),  # type: ignore[arg-type]
-        )
-        session.keep("edit", view.wav, view.synthesis.transcript, f"{session.chain.selected}")
-        session.last = view.synthesis
-        return [*self.view(session, language, form, added.error), view.synthesis.seed, parent.transcript]
+        session.keep("edit", wav, synthesis.transcript, f"{added.value.number}")
+        return [*self.view(session, language, form), synthesis.seed, parent.transcript]
 
     def _begin(self, chain: Chain, source: Source, language: Language) -> Step:
         """Return the step to edit; an empty chain is started with what the picker holds."""
@@ -235,18 +235,18 @@ def task_words(task: Task, language: Language) -> str:
 
 def chain_choices(chain: Chain, language: Language) -> list[tuple[str, int]]:
     """Return the steps of a chain as choices: number, task, seed and time, and which step each came from."""
-    return [(_step_words(chain, step, language), step.number) for step in chain.steps]
+    return [(_step_words(step, language), step.number) for step in chain.steps]
 
 
-def _step_words(chain: Chain, step: Step, language: Language) -> str:
-    if step.task is None or step.synthesis is None:
+def _step_words(step: Step, language: Language) -> str:
+    if step.task is None or step.synthesis is None or step.parent is None:
         return f"0  {say(language, 'step_original')}"
-    depth = len(chain.line_of(step.number)) - 2
+    depth = len(step.line) - 2
     times = f" ×{step.passes}" if step.passes > 1 else ""
     facts = say(
         language,
         "step_facts",
-        parent=step.parent,
+        parent=step.parent.number,
         seconds=step.synthesis.waveform.seconds,
         seed=step.synthesis.seed,
         total=step.synthesis.timings.total,
@@ -257,11 +257,11 @@ def _step_words(chain: Chain, step: Step, language: Language) -> str:
 def step_report(chain: Chain | None, language: Language) -> str:
     """Return what is told of the selected step as HTML: how it came about, its words, its run."""
     step = chain.current if chain is not None else None
-    if chain is None or step is None:
+    if step is None:
         return f'<div class="stepaudio-steps"><p>{escape(say(language, "edit_intro"))}</p></div>'
     line = " → ".join(
         task_words(found.task, language) if found.task is not None else say(language, "step_original")
-        for found in (chain.steps[number] for number in chain.line_of(step.number))
+        for found in step.line
     )
     words = f'<p class="words">“{escape(step.transcript)}”</p>' if step.transcript.strip() else ""
     run = run_summary(step.synthesis, language) if step.synthesis is not None else ""

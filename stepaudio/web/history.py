@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 from stepaudio.errors import InvalidInput
@@ -19,60 +20,78 @@ class Step:
     """
 
     number: int
-    parent: int | None
+    parent: Step | None
     wav: bytes
     transcript: str
     task: Task | None = None
     passes: int = 1
     synthesis: Synthesis | None = None
 
+    @property
+    def line(self) -> tuple[Step, ...]:
+        """The steps that lead from the original to this one, both included."""
+        line = [self]
+        while (parent := line[0].parent) is not None:
+            line.insert(0, parent)
+        return tuple(line)
+
 
 class Chain:
-    """Steps in the order in which they were made, one of them selected: the next edit starts from it."""
+    """Steps in the order in which they were made, one of them selected: the next edit starts from it.
+
+    Safe in many threads: an edit takes long, and meanwhile its tab may clear the chain or begin another one.
+    """
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
-        self.selected = 0
+        self.steps: tuple[Step, ...] = ()
+        self._current: Step | None = None
+        self._lock = threading.Lock()
 
     @property
     def current(self) -> Step | None:
         """The selected step; None while the chain is empty."""
-        return self.steps[self.selected] if self.steps else None
+        return self._current
+
+    @property
+    def selected(self) -> int:
+        """The number of the selected step; 0 while the chain is empty."""
+        current = self._current
+        return current.number if current is not None else 0
 
     def start(self, wav: bytes, transcript: str) -> Step:
-        """Forget all steps and begin with this sound as the original."""
-        self.steps = [Step(0, None, wav, transcript)]
-        self.selected = 0
-        return self.steps[0]
+        """Forget all steps and begin with this sound as the original; returns that."""
+        original = Step(0, None, wav, transcript)
+        with self._lock:
+            self.steps, self._current = (original,), original
+        return original
 
     def check_room(self) -> None:
         """Raise InvalidInput where no further step can be kept."""
         if len(self.steps) >= MOST_STEPS:
             raise InvalidInput(f"The history has {len(self.steps)} steps, which is the limit; please clear it.")
 
-    def add(self, parent: int, task: Task, passes: int, wav: bytes, synthesis: Synthesis) -> Step:
-        """Add what came of editing the step ``parent``, select it and return it."""
-        self.check_room()
-        step = Step(len(self.steps), parent, wav, synthesis.transcript, task, passes, synthesis)
-        self.steps.append(step)
-        self.selected = step.number
+    def add(self, parent: Step, task: Task, passes: int, wav: bytes, synthesis: Synthesis) -> Step:
+        """Add what came of editing ``parent``, select it and return it.
+
+        Raises InvalidInput where that very step is not in the chain any more: another one may have its number.
+        """
+        with self._lock:
+            self.check_room()
+            if parent not in self.steps:
+                raise InvalidInput("The history was cleared meanwhile; the result was not added.")
+            step = Step(len(self.steps), parent, wav, synthesis.transcript, task, passes, synthesis)
+            self.steps, self._current = (*self.steps, step), step
         return step
 
     def select(self, number: int) -> Step:
         """Go to a step and return it; raises InvalidInput for one that is not there."""
-        if not 0 <= number < len(self.steps):
-            raise InvalidInput(f"There is no step {number} in the history.")
-        self.selected = number
-        return self.steps[number]
+        with self._lock:
+            if not 0 <= number < len(self.steps):
+                raise InvalidInput(f"There is no step {number} in the history.")
+            self._current = self.steps[number]
+            return self._current
 
     def clear(self) -> None:
         """Forget all steps."""
-        self.steps.clear()
-        self.selected = 0
-
-    def line_of(self, number: int) -> tuple[int, ...]:
-        """Return the numbers of the steps that lead from the original to this one, both included."""
-        line = [number]
-        while (parent := self.steps[line[0]].parent) is not None:
-            line.insert(0, parent)
-        return tuple(line)
+        with self._lock:
+            self.steps, self._current = (), None
