@@ -50,6 +50,8 @@ class VoicePicker:
             placeholder=self._hint,
         )
         self.write = on(gr.Button(size="sm", visible=False, elem_id=f"{prefix}transcribe"), value="transcribe")
+        # The words typed for a new voice while another one is chosen; None while a new voice is.
+        self._put_aside = gr.State(None)
 
     @property
     def inputs(self) -> list[gr.components.Component]:
@@ -63,11 +65,12 @@ class VoicePicker:
 
     def wire(self, error: gr.Markdown) -> None:
         """Let the components follow each other; what goes wrong is shown in ``error``."""
-        shown = [self.upload, self.listen, self.consent, self.transcript, self.presets, error]
-        self.choice.input(self._chosen, [self.choice, self._desk.language], shown, **PRIVATE)
+        known = [self.transcript, self._put_aside, self._desk.language]
+        shown = [self.upload, self.listen, self.consent, self.transcript, self.presets, error, self._put_aside]
+        self.choice.input(self._chosen, [self.choice, *known], shown, **PRIVATE)
         self.presets.input(
-            lambda preset, language: [preset, *self._chosen(preset, language)],
-            [self.presets, self._desk.language],
+            lambda preset, *values: [preset, *self._chosen(preset, *values)],
+            [self.presets, *known],
             [self.choice, *shown],
             **PRIVATE,
         )
@@ -98,8 +101,11 @@ class VoicePicker:
     def _hint(self, language: Language) -> str:
         return say(language, "transcript_auto" if self._desk.service.transcriber.available else "transcript_hint")
 
-    def _chosen(self, choice: str | None, language: Language) -> list[Any]:
-        """Show the sound and the words of a voice that was chosen, or the field for a new one."""
+    def _chosen(self, choice: str | None, written: str | None, aside: str | None, language: Language) -> list[Any]:
+        """Show the sound and the words of a voice that was chosen, or the field for a new one with its own words.
+
+        written: what stands in the field of words; aside: what stood there for a new voice, None where one was chosen.
+        """
         new = not choice or choice == NEW
         need = new and self._desk.service.settings.require_consent
         hide = gr.update(visible=False)
@@ -107,7 +113,9 @@ class VoicePicker:
             return [
                 gr.update(visible=True),
                 gr.update(value=None, visible=False),
-                *(gr.update(visible=need), gr.update(), None, hide),
+                gr.update(visible=need),
+                gr.update() if aside is None else aside,  # never the words of the voice that was chosen before
+                *(None, hide, None),
             ]
         service = self._desk.service
         found = attempt(language, lambda: read_source(service, Source(choice, None, "", False), language))
@@ -120,6 +128,7 @@ class VoicePicker:
             words,
             choice if str(choice).startswith(PRESET) else None,
             gr.update(value=found.error, visible=bool(found.error)),
+            (written or "") if aside is None else aside,
         ]
 
     def _transcribe(

@@ -1,0 +1,35 @@
+"""The choice of a voice: the words in the field are always those of the sound that is chosen."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.test_web_controls import engine, page, recorder, service, start, studio  # noqa: F401 - fixtures
+
+
+@pytest.mark.parametrize("prefix", ["", "edit_"])
+@pytest.mark.parametrize("typed", ["", "What I say."])
+def test_a_new_voice_never_gets_the_words_of_the_one_chosen_before(studio, prefix, typed):  # noqa: F811
+    def choose(voice: str) -> str:
+        hyphened = prefix.replace("_", "-")
+        studio.fill(**{f"{prefix}voice": voice}).press(f"{hyphened}voice", "input")
+        return studio.value(f"{hyphened}transcript")
+
+    studio.fill(**{f"{prefix}transcript": typed})
+    assert choose("new") == typed
+    assert choose("preset:ada") == "Ada speaks."
+    assert choose("preset:ada") == "Ada speaks."
+    assert choose("voice:0123456789abcdef") == "Ada speaks."  # one that is gone
+    assert choose("new") == typed
+    assert choose("new") == typed
+    # The next time it is the words of now that come back.
+    studio.fill(**{f"{prefix}transcript": "Other words."})
+    assert choose("preset:ada") == "Ada speaks."
+    assert choose("new") == "Other words."
+
+
+def test_a_preset_by_its_button_keeps_the_typed_words_too(studio):  # noqa: F811
+    studio.fill(transcript="What I say.", presets="preset:ada").press("presets", "input")
+    assert studio.value("transcript") == "Ada speaks."
+    studio.fill(voice="new").press("voice", "input")
+    assert studio.value("transcript") == "What I say."
