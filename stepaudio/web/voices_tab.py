@@ -73,7 +73,7 @@ class VoicesTab:
         self.save.click(
             self._save,
             [*fields, language],
-            [*self.outputs, self.name, self.transcript, self.sound, self.consent],
+            [*self.outputs, *fields],
             api_visibility="private",
             show_progress_on=self.chosen,
             concurrency_limit=None,
@@ -138,9 +138,10 @@ class VoicesTab:
         saved = save_voice(service, drafted.value, tab) if drafted.value is not None else Outcome[Voice]()
         error = drafted.error or saved.error
         if saved.value is None:
-            return [*self.view(None, language, error), *(gr.skip() for _ in range(4))]
+            return [*self.view(None, language, error), *(gr.skip() for _ in values[:-1])]
         gr.Info(say(language, "saved", name=saved.value.name))
-        return [*self.view(saved.value.id, language), "", "", None, False]
+        # All fields are emptied: what was said of this voice is not true of the next one.
+        return [*self.view(saved.value.id, language), None, "", "", "", "", False]
 
     def _import(
         self,
