@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from stepaudio.errors import (
     Busy,
@@ -49,6 +50,18 @@ class ErrorBody(BaseModel):
     """The body of every answer that tells of an error."""
 
     error: ErrorObject
+
+
+class ErrorResponse(JSONResponse):
+    """An answer with an error object, which leaves its code where the guard finds it for the log."""
+
+    def __init__(self, status: int, error: ErrorObject, headers: dict[str, str] | None) -> None:
+        super().__init__(ErrorBody(error=error).model_dump(), status, headers)
+        self._code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["error_code"] = self._code
+        await super().__call__(scope, receive, send)
 
 
 class NotReady(StepAudioError):
@@ -113,8 +126,7 @@ def error_response(
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     """Return an answer with an error object."""
-    body = ErrorBody(error=ErrorObject(message=message, type=kind, param=param, code=code))
-    return JSONResponse(body.model_dump(), status, headers)
+    return ErrorResponse(status, ErrorObject(message=message, type=kind, param=param, code=code), headers)
 
 
 def refusal(service: Service, error: BaseException, request_id: str = "") -> JSONResponse:
@@ -137,7 +149,7 @@ def add_handlers(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(StepAudioError)
     def told(request: Request, error: StepAudioError) -> Response:
-        return refusal(service, error)
+        return refusal(service, error, getattr(request.state, "job_id", ""))
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
@@ -14,8 +15,11 @@ from starlette.exceptions import HTTPException
 
 from stepaudio.api.errors import error_response
 from stepaudio.errors import InvalidInput
+from stepaudio.log import request_context
 from stepaudio.service import Service
 from stepaudio.settings import Settings
+
+log = logging.getLogger(__name__)
 
 # As ASGI has them, https://asgi.readthedocs.io/en/latest/specs/www.html
 Message = MutableMapping[str, Any]
@@ -28,6 +32,8 @@ FORM_BYTES = 2**20
 BATCH_BYTES = 8 * 2**20
 BODY_SECONDS = 60.0
 """How long a client may take for one piece of its request."""
+GIVEN_UP = ("timeout", "cancelled")
+"""Codes of jobs that may never have begun, so that the log need not have heard of them."""
 
 
 class Guard:
@@ -76,14 +82,17 @@ class Guard:
         return "key:" + hashlib.sha256(self._keys[right.index(True)]).hexdigest()[:16]
 
     def _counted(self, scope: Message, send: Send, request_id: str) -> Send:
-        """Return a ``send`` that gives every answer a request id and counts it."""
+        """Return a ``send`` that gives every answer a request id, counts it, and logs it where it tells of an error."""
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "unknown")
                 self._service.metrics.answered(_method(scope["method"]), route, message["status"])
-                if not any(name == b"x-request-id" for name, _ in message["headers"]):
+                job_id = next((value for name, value in message["headers"] if name == b"x-request-id"), b"").decode()
+                if not job_id:
                     message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if message["status"] >= 400:
+                    _log(scope, route, message["status"], job_id, request_id)
             await send(message)
 
         return sending
@@ -141,6 +150,20 @@ def _limited(receive: Receive, limit: int) -> Receive:
 
 def _too_large(limit: int) -> str:
     return f"The request is too large: at most {limit / 2**20:.0f} MB are taken here."
+
+
+def _log(scope: Message, route: str, status: int, job_id: str, request_id: str) -> None:
+    """Write one line for an answer that tells of an error, unless the log has that of its job.
+
+    It names the route as it is declared: what stands in its place in the path came from the client.
+    """
+    code = scope["state"].get("error_code") or "unknown"
+    if job_id and code not in GIVEN_UP:
+        return
+    method = _method(scope["method"])
+    facts = {"event": "refusal", "method": method, "route": route, "status": status, "code": code}
+    with request_context(job_id or request_id):
+        log.info("%s %s refused: %d %s", method, route, status, code, extra={"facts": facts})
 
 
 def _method(name: str) -> str:

@@ -211,8 +211,9 @@ def server_timing(timings: Timings) -> str:
 async def result_of(job: Job[T], request: Request, service: Service) -> T:
     """Return the job's result; when the client leaves or the time is over, the job is cancelled.
 
-    Raises what the job raised, Cancelled, or TookTooLong.
+    Raises what the job raised, Cancelled, or TookTooLong; the answer that tells of it gets the job's id.
     """
+    request.state.job_id = job.id
     over, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def tell() -> None:

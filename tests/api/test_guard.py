@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import socket
+import threading
 import time
 
 import httpx
@@ -13,6 +16,7 @@ import pytest
 from stepaudio.api import build_app, guard
 from stepaudio.api.guard import BATCH_BYTES, FORM_BYTES, read_keys
 from stepaudio.errors import InvalidInput
+from stepaudio.log import TextFormatter
 from stepaudio.settings import Settings
 from tests.api.kit import LONG, RECORDING, SHORT, serving, until
 from tests.api.test_stream import told
@@ -170,3 +174,79 @@ def test_urls_of_clients_are_not_fetched(client, ada):
         assert client.post("/v1/audio/speech", json=body).status_code == 404
         form = {"task": "denoise", "audio": place}
         assert client.post("/v1/audio/edits", data=form).status_code == 422
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def refusals(caplog) -> list[tuple[str, dict]]:
+    """Return the lines of the log about answers that told of an error, with what each is to a program."""
+    found = [record for record in caplog.records if record.name == guard.__name__]
+    return [(record.getMessage(), record.facts) for record in found]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "asked", "line"),
+    [
+        ("POST", "/v1/audio/speech", {"json": {"voice": "secret words"}}, "POST /v1/audio/speech refused: 422"),
+        ("POST", "/v1/audio/speech", {"content": b"{", "headers": JSON}, "/v1/audio/speech refused: 400 invalid_body"),
+        ("POST", "/v1/audio/speech", {"content": b"x" * (FORM_BYTES + 1)}, "POST unknown refused: 413 too_large"),
+        ("GET", "/v1/voices/secret words", {}, "GET /v1/voices/{voice_id} refused: 404 not_found"),
+        ("GET", "/v1/secret words", {}, "GET /v1/{rest:path} refused: 404 not_found"),
+        ("PUT", "/v1/voices", {}, "PUT /v1/{rest:path} refused: 405 method_not_allowed"),
+        ("BREW", "/v1/voices", {}, "other "),
+    ],
+)
+def test_a_refusal_before_the_line_is_one_line_of_the_log_under_the_id_of_the_answer(
+    client, caplog, method, path, asked, line
+):
+    caplog.set_level(logging.INFO, logger="stepaudio")
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(TextFormatter())
+    logging.getLogger(guard.__name__).addHandler(handler)
+    answer = client.request(method, path, **asked)
+    logging.getLogger(guard.__name__).removeHandler(handler)
+    ((message, facts),) = refusals(caplog)
+    assert line in message
+    assert facts["status"] == answer.status_code
+    assert f"[{answer.headers['x-request-id']}] " in stream.getvalue()
+    assert "secret" not in caplog.text
+
+
+def test_a_wrong_key_is_in_the_log_without_it(keyed, caplog):
+    caplog.set_level(logging.INFO, logger="stepaudio")
+    httpx.get(f"{keyed[0]}/v1/voices", headers=headers("eve"))
+    httpx.get(f"{keyed[0]}/v1/voices", headers=headers("ada"))
+    assert [message for message, _ in refusals(caplog)] == ["GET unknown refused: 401 invalid_api_key"]
+    assert "key-of" not in caplog.text
+
+
+def test_what_a_job_refused_is_in_the_log_once_under_the_id_of_the_job(client, ada, caplog):
+    caplog.set_level(logging.INFO, logger="stepaudio")
+    for stream in (True, False):
+        caplog.clear()
+        body = {"model": "tts-1", "voice": ada, "input": " ", "stepaudio": {**SHORT, "stream": stream}}
+        answer = client.post("/v1/audio/speech", json=body)
+        assert answer.status_code == 400
+        assert len(answer.headers["x-request-id"]) == 8
+        assert len(caplog.records) == 1
+
+
+def test_a_job_that_is_given_up_before_its_turn_is_in_the_log_too(make_service, caplog):
+    caplog.set_level(logging.INFO, logger="stepaudio")
+    release = threading.Event()
+    service = make_service(request_seconds=0.2)
+    with serving(service) as url:
+        blocking = service.queue.submit(lambda job: release.wait(30))
+        form = {"task": "denoise", **{name: str(value) for name, value in SHORT.items()}}
+        answers = [httpx.post(f"{url}/v1/audio/edits", data=form, files={"audio": ("a.wav", RECORDING)}, timeout=30)]
+        form = {"transcript": "the words", "text": "Hello.", "seed": "3"}
+        answers.append(httpx.post(f"{url}/stream", data=form, files={"audio": ("a.wav", RECORDING)}, timeout=30))
+        release.set()
+        blocking.result(30)
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert [message for message, _ in refusals(caplog)] == [
+        "POST /v1/audio/edits refused: 503 timeout",
+        "POST /stream refused: 503 timeout",
+    ]
