@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from stepaudio.errors import InvalidInput
 from tests.page_kit import shown_value
 from tests.test_web_controls import engine, page, recorder, service, start, studio, synthesis  # noqa: F401 - fixtures
 
@@ -21,10 +22,51 @@ def test_the_history_may_be_cleared_or_begun_anew_while_an_edit_runs(studio, rec
     with monkeypatch.context() as patch:
         patch.setattr(engine.pipeline, "edit", meanwhile)
         late = studio.press("apply")
-    assert "was cleared meanwhile" in shown_value(late["edit-error"])
+    assert "was cleared or begun anew meanwhile" in shown_value(late["edit-error"])
     assert len(late["chain"]["choices"]) == (0 if button == "clear-chain" else 1)
     compared = studio.press("compare-this")
     assert [name for name, _ in compared["compare-first"]["choices"] if "edit" in name] == ["3: edit, step 1"]
     again = studio.press("apply")  # from the original of the new chain, or from what the fields hold
     assert shown_value(again["edit-error"]) == ""
     assert [number for _, number in again["chain"]["choices"]] == [0, 1]
+
+
+def test_a_first_edit_that_fails_leaves_the_fields_of_its_sound_where_they_are(studio, recorder, engine, monkeypatch):  # noqa: F811
+    def broken(*args, **named):
+        raise InvalidInput("The transcript of the reference is empty.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.pipeline, "edit", broken)
+        failed = studio.fill(edit_transcript="").press("apply")
+    assert "transcript of the reference is empty" in shown_value(failed["edit-error"])
+    assert failed["edit-source"]["visible"] is True
+    assert failed["chain"]["visible"] is False
+    made = studio.fill(edit_transcript="The words.").press("apply")
+    assert shown_value(made["edit-error"]) == ""
+    assert recorder.last["reference"].text == "The words."
+    assert made["edit-source"]["visible"] is False
+    assert [number for _, number in made["chain"]["choices"]] == [0, 1]
+
+
+def test_a_first_edit_does_not_take_the_place_of_a_history_that_was_begun_meanwhile(studio, engine, monkeypatch):  # noqa: F811
+    studio.press("generate")
+
+    def meanwhile(reference, task, **others):
+        studio.press("edit-this")
+        return synthesis("late words", 7)
+
+    monkeypatch.setattr(engine.pipeline, "edit", meanwhile)
+    late = studio.press("apply")
+    assert "was cleared or begun anew meanwhile" in shown_value(late["edit-error"])
+    assert [number for _, number in late["chain"]["choices"]] == [0]
+
+
+def test_a_new_text_begins_with_the_words_of_the_voice_that_is_chosen(studio):  # noqa: F811
+    studio.fill(edit_voice="preset:ada").press("edit-voice", "input")
+    studio.fill(task="emotion").press("task", "change")
+    assert studio.value("new-text") in (None, "")
+    studio.fill(task="paralinguistic").press("task", "change")
+    assert studio.value("new-text") == "Ada speaks."
+    studio.fill(new_text="Ada [Laughter] speaks.").press("apply")
+    studio.fill(edit_transcript="other").press("task", "change")  # the history's words now
+    assert studio.value("new-text") == "Ada [Laughter] speaks."

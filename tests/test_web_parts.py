@@ -75,7 +75,7 @@ def test_a_result_is_added_only_to_the_step_that_it_came_from(again):
     if again:
         chain.start(b"other", "other words")
     before = chain.steps
-    with pytest.raises(InvalidInput, match="was cleared meanwhile"):
+    with pytest.raises(InvalidInput, match="was cleared or begun anew meanwhile"):
         chain.add(parent, Task("vad"), 1, b"x", made())
     assert chain.steps == before
 

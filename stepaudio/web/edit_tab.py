@@ -15,7 +15,7 @@ from stepaudio.types import Task
 from stepaudio.web.desk import PRIVATE, Desk, error_update
 from stepaudio.web.forms import EditForm, Given, Knobs, Source, read_source
 from stepaudio.web.handlers import attempt, run_edit
-from stepaudio.web.history import Chain, Step
+from stepaudio.web.history import Chain, Step, original
 from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, tag_bar
 from stepaudio.web.sessions import Session
 from stepaudio.web.specialise import any_value
@@ -94,7 +94,7 @@ class EditTab:
         language = self._desk.language
         self.task.change(
             self._task_chosen,
-            [self.task, language],
+            [self.task, self.picker.transcript, language],
             [self.option, self.new_text_box, self.new_text, self.note],
             **PRIVATE,
         )
@@ -149,16 +149,16 @@ class EditTab:
         title = engine.weights.card.title if engine is not None else ""
         return gr.update(value="" if known else f"○ {say(language, 'task_unknown', title=title)}", visible=not known)
 
-    def _task_chosen(self, task: str, language: Language, request: gr.Request) -> list[Any]:
-        """Show the fields that this task takes."""
+    def _task_chosen(self, task: str, transcript: str | None, language: Language, request: gr.Request) -> list[Any]:
+        """Show the fields that this task takes. transcript: the words of the sound that an empty chain begins with."""
         spec = tasks.TASKS[task]
         choices = option_choices(task, language)
         current = self._desk.session(request).chain.current
-        words = current.transcript if current is not None and spec.needs_target else ""
+        words = current.transcript if current is not None else transcript
         return [
             gr.update(choices=choices, value=choices[0][1] if choices else None, visible=bool(choices)),
             gr.update(visible=spec.needs_target),
-            gr.update(value=words) if words else gr.update(),
+            gr.update(value=words) if words and spec.needs_target else gr.update(),
             self._note(task, language),
         ]
 
@@ -172,17 +172,23 @@ class EditTab:
         session, tab = self._desk.session(request), self._desk.tab(request, language, progress)
         asked = EditForm(Knobs(*knobs), task=task, option=option, new_text=new_text or "", passes=passes)
         source = self.picker.source(path, transcript, choice, consent)
-        began = attempt(language, lambda: self._begin(session.chain, source, language))
+        began = attempt(language, lambda: self._parent(session.chain, source, language))
         if began.value is None:
             return [*self.view(session, language, form, began.error), gr.skip(), gr.skip()]
-        parent = began.value
+        parent, first = began.value
         view = run_edit(self._desk.service, Given(parent.wav, parent.transcript), asked, tab)
         wav, synthesis = view.wav, view.synthesis
         if wav is None or synthesis is None:
             return [*self.view(session, language, form, view.error), gr.skip(), gr.skip()]
         session.last = synthesis
         made = Task(task, option if tasks.TASKS[task].options else None)
-        added = attempt(language, lambda: session.chain.add(parent, made, int(passes or 1), wav, synthesis))
+
+        def add() -> Step:
+            if first:
+                session.chain.begin(parent)
+            return session.chain.add(parent, made, int(passes or 1), wav, synthesis)
+
+        added = attempt(language, add)
         if added.value is None:
             return [*self.view(session, language, form, added.error), gr.skip(), gr.skip()]
         if parent.number == 0:
@@ -190,18 +196,22 @@ class EditTab:
         session.keep("edit", wav, synthesis.transcript, f"{added.value.number}")
         return [*self.view(session, language, form), synthesis.seed, parent.transcript]
 
-    def _begin(self, chain: Chain, source: Source, language: Language) -> Step:
-        """Return the step to edit; an empty chain is started with what the picker holds."""
+    def _parent(self, chain: Chain, source: Source, language: Language) -> tuple[Step, bool]:
+        """Return the step to edit, and whether the chain has yet to begin with it: it is what the picker holds then.
+
+        The chain begins once that edit is made: it takes the picker's place, whose fields may have to be corrected.
+        """
         chain.check_room()
-        if chain.current is not None:
-            return chain.current
+        current = chain.current
+        if current is not None:
+            return current, False
         given = read_source(self._desk.service, source, language)
         limits = Limits.of(self._desk.service.settings)
         # Kept as the sound that it is, sample by sample, so that a known voice is still known to the encoder cache.
         waveform = load_reference(
             given.audio, replace(limits, max_bytes=max(len(given.audio), limits.max_bytes))
         ).waveform
-        return chain.start(encode_float_wav(waveform), given.transcript)
+        return original(encode_float_wav(waveform), given.transcript), True
 
     def _select(self, number: int, language: Language, form: str, request: gr.Request) -> list[Any]:
         session = self._desk.session(request)

@@ -9,6 +9,7 @@ from stepaudio.errors import InvalidInput
 from stepaudio.types import Synthesis, Task
 
 MOST_STEPS = 40
+OVERTAKEN = "The history was cleared or begun anew meanwhile; the result was not added."
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,11 @@ class Step:
         return tuple(line)
 
 
+def original(wav: bytes, transcript: str) -> Step:
+    """Return a sound as the step that a chain can begin with."""
+    return Step(0, None, wav, transcript)
+
+
 class Chain:
     """Steps in the order in which they were made, one of them selected: the next edit starts from it.
 
@@ -60,10 +66,17 @@ class Chain:
 
     def start(self, wav: bytes, transcript: str) -> Step:
         """Forget all steps and begin with this sound as the original; returns that."""
-        original = Step(0, None, wav, transcript)
+        first = original(wav, transcript)
         with self._lock:
-            self.steps, self._current = (original,), original
-        return original
+            self.steps, self._current = (first,), first
+        return first
+
+    def begin(self, first: Step) -> None:
+        """Begin with this original; raises InvalidInput where the chain has steps."""
+        with self._lock:
+            if self.steps:
+                raise InvalidInput(OVERTAKEN)
+            self.steps, self._current = (first,), first
 
     def check_room(self) -> None:
         """Raise InvalidInput where no further step can be kept."""
@@ -78,7 +91,7 @@ class Chain:
         with self._lock:
             self.check_room()
             if parent not in self.steps:
-                raise InvalidInput("The history was cleared meanwhile; the result was not added.")
+                raise InvalidInput(OVERTAKEN)
             step = Step(len(self.steps), parent, wav, synthesis.transcript, task, passes, synthesis)
             self.steps, self._current = (*self.steps, step), step
         return step

@@ -65,7 +65,9 @@ CHINESE = {
     "The history has {count} steps, which is the limit; please clear it.": (
         "历史已有 {count} 个步骤，达到上限；请清空。"
     ),
-    "The history was cleared meanwhile; the result was not added.": "历史在此期间已被清空；结果未被加入。",
+    "The history was cleared or begun anew meanwhile; the result was not added.": (
+        "历史在此期间已被清空或重新开始；结果未被加入。"
+    ),
     "There is no step {number} in the history.": "历史中没有步骤 {number}。",
     "Pass {number} gave only {seconds} s of sound; trying again may help.": (
         "第 {number} 遍只得到 {seconds} 秒声音；请再试一次。"
