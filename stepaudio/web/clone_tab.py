@@ -11,7 +11,7 @@ from stepaudio import tasks
 from stepaudio.pipeline import MAX_TAKES
 from stepaudio.text import passages, speaking_seconds
 from stepaudio.web.desk import PRIVATE, Desk, error_update
-from stepaudio.web.forms import CloneForm, Knobs
+from stepaudio.web.forms import CloneForm, Given, Knobs
 from stepaudio.web.handlers import CloneView, Outcome, attempt, run_clone
 from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, example_bar, tag_bar
 from stepaudio.web.sessions import Session, Take
@@ -180,18 +180,20 @@ class CloneTab:
         *fields, language, form = values
         tab, session = self._desk.tab(request, language, progress), self._desk.session(request)
         view = run_clone(self._desk.service, self.form(*fields), tab)
-        self._remember(session, view)
-        made = session.take is not None
+        if view.synthesis is None or view.given is None:  # what was made before stays as it is
+            error = error_update(view.error)
+            return [error if output is self.error else gr.skip() for output in self.outputs]
+        self._remember(session, view, view.given)
         shown = self._shown(session, language, form)
         return [
             *(shown.value or [None, gr.update(interactive=False)]),
             self.report(session, language),
             self.take_choices(session, language),
-            error_update(view.error or shown.error),
-            session.take.synthesis.seed if session.take is not None else gr.skip(),
-            view.given.transcript if view.given is not None else gr.skip(),
-            gr.update(interactive=made),
-            gr.update(interactive=made),
+            error_update(shown.error),
+            view.synthesis.seed,
+            view.given.transcript,
+            gr.update(interactive=True),
+            gr.update(interactive=True),
         ]
 
     def _pick(self, number: int, language: Language, form: str, request: gr.Request) -> list[Any]:
@@ -207,16 +209,15 @@ class CloneTab:
         wav, name = _current(session) or (None, "")
         return attempt(language, lambda: self.out.shown(wav, name, form))
 
-    def _remember(self, session: Session, view: CloneView) -> None:
-        """Keep what the other tabs of the page show of a clone."""
-        session.takes, session.picked = [], 0
-        if view.synthesis is None or view.given is None:
-            return
-        session.keep("reference", view.given.audio, view.given.transcript)
+    def _remember(self, session: Session, view: CloneView, given: Given) -> None:
+        """Keep what the other tabs of the page show of a clone that was made, and of the reference given for it."""
+        session.keep("reference", given.audio, given.transcript)
+        takes = []
         for number, made in enumerate(view.takes, 1):
             name = f"{view.request_id}-{number}" if len(view.takes) > 1 else view.request_id
             sound = session.keep("clone", made.wav, made.synthesis.transcript, name)
-            session.takes.append(Take(sound, made.synthesis))
+            takes.append(Take(sound, made.synthesis))
+        session.picked, session.takes = 0, takes
         session.last = view.synthesis
 
     def _facts(self, text: str, language: Language) -> str:
