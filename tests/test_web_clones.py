@@ -22,11 +22,11 @@ def test_the_result_before_stays_where_a_clone_gives_no_sound(studio, recorder, 
     with monkeypatch.context() as patch:
         if stopped:
             patch.setattr(engine.pipeline, "takes", stop)
-        failed = studio.fill(text="X" if stopped else "").press("generate")
-    assert ("stopped" if stopped else "text is empty") in shown_value(failed["error"])
+        failed = studio.fill(temperature=0.7 if stopped else 99.0).press("generate")
+    assert ("stopped" if stopped else "temperature is 99") in shown_value(failed["error"])
     assert {name: studio.value(name) for name in KEPT} == before
     assert all("interactive" not in failed[name] for name in ("download", "edit-this", "compare-this"))
     # The takes are still there, also for the other tabs, and the next clone takes the error away.
     assert studio.fill(takes_made=1).press("takes-made", "input")["seed"] == 11
     assert [number for _, number in studio.press("edit-this")["chain"]["choices"]] == [0]
-    assert shown_value(studio.fill(text="X", takes=1).press("generate")["error"]) == ""
+    assert shown_value(studio.fill(temperature=0.7, takes=1).press("generate")["error"]) == ""
