@@ -16,11 +16,12 @@ import soundfile
 
 from stepaudio.audiofile import encode_wav
 from stepaudio.commands.batch import MANIFEST, Line, read_lines
-from stepaudio.errors import InvalidInput
+from stepaudio.commands.common import Source
+from stepaudio.errors import InvalidInput, NotFound
 from stepaudio.settings import Settings
 from stepaudio.voices import VoiceDraft, VoiceFolder
 from tests.conftest import ROOT, voice
-from tests.test_commands import no_models, sound, stepaudio  # noqa: F401 - fixtures
+from tests.test_commands import no_models, presets, sound, stepaudio  # noqa: F401 - fixtures
 
 QUICK = ("--max-seconds", "0.36", "--flow-steps", "1")
 
@@ -135,6 +136,17 @@ def test_lines_may_name_voices_of_their_own(batch, out, capsys):
     assert capsys.readouterr().err.count("FunASR cache MISS") == 3
 
 
+def test_lines_may_name_presets_and_so_may_the_whole_batch(batch, presets, out, capsys):  # noqa: F811
+    content = "text,voice,seed\nhello,Grace,5\nhello,,5\nhello,2-ada,5\n"
+    assert batch(content, "--voice", "Grace", name="in.csv", reference=False) == 0
+    made = {record["line"]: record for record in records(out)}
+    assert [made[n]["voice"] for n in (1, 2, 3)] == ["Grace", "Grace", "2-ada"]
+    sounds = [(out / f"{n:06d}.wav").read_bytes() for n in (1, 2, 3)]
+    assert sounds[0] == sounds[1] != sounds[2]
+    assert batch(content, "--voice", "Grace", name="in.csv", reference=False) == 0
+    assert "3 lines, 3 of them done already." in capsys.readouterr().err
+
+
 def test_an_internal_error_costs_its_line_and_the_batch_goes_on(batch, out, monkeypatch, capsys):
     from stepaudio.pipeline import Pipeline
 
@@ -175,13 +187,18 @@ BAD_INPUTS = {
 }
 
 
+def nobody(name: str) -> Source:
+    """Find no voice, whatever its name."""
+    raise NotFound(f"There is no saved voice {name!r}.")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"), [(n, *case) for n, cases in BAD_INPUTS.items() for case in cases]
 )
 def test_an_input_that_cannot_be_read_is_refused_whole(tmp_path, name, content, sentence):
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(InvalidInput, match=sentence) as caught:
-        read_lines(tmp_path / name, VoiceFolder(tmp_path / "voices"), Line(0, "", "", "", None))
+        read_lines(tmp_path / name, nobody, Line(0, "", "", "", None))
     assert "\n" not in str(caught.value)
 
 
@@ -190,7 +207,7 @@ def test_what_is_missing_is_told_before_anything_is_loaded(batch, out, capsys, n
     assert capsys.readouterr().err == "Line 1 names no voice; give --reference or --voice for such lines.\n"
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(InvalidInput, match="is not UTF-8"):
-        read_lines(tmp_path / "latin.txt", VoiceFolder(tmp_path / "voices"), Line(0, "", "", "", None))
+        read_lines(tmp_path / "latin.txt", nobody, Line(0, "", "", "", None))
     assert not out.exists()
 
 

@@ -15,7 +15,7 @@ import soundfile
 
 from stepaudio.cli import main
 from stepaudio.settings import Settings
-from stepaudio.voices import VoiceFolder
+from stepaudio.voices import VoiceDraft, VoiceFolder
 from tests.conftest import ROOT, voice
 
 QUICK = ("--max-seconds", "0.6", "--flow-steps", "1", "--seed", "5")
@@ -43,6 +43,21 @@ def stepaudio(tiny_weights, tmp_path, monkeypatch):
     root.setLevel(before[1])
     package.setLevel(before[2])
     logging.captureWarnings(False)
+
+
+@pytest.fixture
+def presets(tiny_weights, tmp_path, stepaudio, monkeypatch):
+    """The weights come with two voices, Grace and Ada."""
+    folder = tmp_path / "with presets"
+    (folder / "presets").mkdir(parents=True)
+    for part in tiny_weights.iterdir():
+        (folder / part.name).symlink_to(part)
+    for name, pitch in (("1-grace", 200.0), ("2-ada", 90.0)):
+        soundfile.write(folder / "presets" / f"{name}.flac", voice(1.0, pitch=pitch).samples, 24000)
+        notes = {"name": name[2:].capitalize(), "transcript": "the words of it", "language": "en"}
+        (folder / "presets" / f"{name}.json").write_text(json.dumps(notes))
+    monkeypatch.setenv("STEPAUDIO_WEIGHTS", str(folder))
+    return folder / "presets"
 
 
 @pytest.fixture
@@ -104,7 +119,7 @@ def test_edits_are_chained_through_files(stepaudio, sound, tmp_path, capsys):
         (("clone", "a", "--reference", "nowhere.wav", *WORDS, "-o", "x.wav"), "nowhere.wav cannot be read: No such"),
         (("clone", "a", "--reference", "REF", "-o", "x.wav"), "The transcript of the reference is empty."),
         (("clone", "a", "--reference", "REF", *WORDS, "-o", "x.doc"), "'x.doc' ends in no output format"),
-        (("clone", "a", "--voice", "Ada", "-o", "x.wav"), "There is no saved voice 'Ada'."),
+        (("clone", "a", "--voice", "Ada", "-o", "x.wav"), "There is no saved voice 'Ada'. The command 'voices"),
         (("edit", "emotion", "--reference", "REF", *WORDS, "-o", "x.wav"), "none was given"),
         (("edit", "speed", "happy", "--reference", "REF", *WORDS, "-o", "x.wav"), "'happy' is not one of them"),
         (("voices", "add", "", "--reference", "REF", *WORDS), "The name of the voice is empty."),
@@ -138,6 +153,43 @@ def test_a_cut_reference_is_told(stepaudio, sound, tmp_path, capsys):
     flags = ("--max-reference-seconds", "0.75", "-o", tmp_path / "x.wav", *QUICK)
     assert stepaudio("clone", "a", "--reference", sound, *WORDS, *flags) == 0
     assert "its first 0.75 s are used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["Grace", "1-grace"])
+def test_a_preset_speaks_by_its_name_and_its_id_with_its_own_words(stepaudio, presets, tmp_path, name):
+    assert stepaudio("clone", "a", "--voice", name, "-o", tmp_path / "a.wav", *QUICK) == 0
+    as_file = ("--reference", presets / "1-grace.flac", "--transcript", "the words of it")
+    assert stepaudio("clone", "a", *as_file, "-o", tmp_path / "b.wav", *QUICK) == 0
+    other = ("--voice", name, "--transcript", "other words")
+    assert stepaudio("clone", "a", *other, "-o", tmp_path / "c.wav", *QUICK) == 0
+    sounds = [(tmp_path / f"{letter}.wav").read_bytes() for letter in "abc"]
+    assert sounds[0] == sounds[1] != sounds[2]
+    assert stepaudio("edit", "style", "whisper", "--voice", name, "-o", tmp_path / "d.wav", *QUICK) == 0
+
+
+def test_a_saved_voice_comes_before_a_preset_of_its_name_and_both_are_listed(stepaudio, presets, tmp_path, capsys):
+    saved = VoiceFolder.of(Settings()).save(VoiceDraft(b"", "Ada", "the words of it"), voice(1.0, pitch=300.0)).id
+    for name, own in (("Ada", "a.wav"), (saved, "b.wav"), ("2-ada", "c.wav")):
+        assert stepaudio("clone", "a", "--voice", name, "-o", tmp_path / own, *QUICK) == 0
+    sounds = [(tmp_path / f"{letter}.wav").read_bytes() for letter in "abc"]
+    assert sounds[0] == sounds[1] != sounds[2]
+    capsys.readouterr()
+    assert stepaudio("voices", "list") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(row[0], row[-1]) for row in rows] == [(saved, "Ada"), ("1-grace", "Grace"), ("2-ada", "Ada")]
+    assert ["preset" in row for row in rows] == [False, True, True]
+    assert stepaudio("voices", "list", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(voice["id"], voice["preset"]) for voice in shown] == [(saved, False), ("1-grace", True), ("2-ada", True)]
+    assert len({tuple(sorted(voice)) for voice in shown}) == 1
+
+
+def test_voices_are_listed_without_weights_and_what_cannot_be_is_said(stepaudio, capsys, monkeypatch):
+    monkeypatch.setenv("STEPAUDIO_WEIGHTS", "nowhere")
+    assert stepaudio("voices", "list") == 0
+    told = capsys.readouterr()
+    assert told.out == "There are no saved voices.\n"
+    assert "nowhere does not hold" in told.err
 
 
 def test_a_voice_lives_through_all_commands(stepaudio, sound, tmp_path, capsys):

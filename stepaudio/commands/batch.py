@@ -18,8 +18,8 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -30,7 +30,6 @@ from stepaudio.errors import Busy, InvalidInput, StepAudioError
 from stepaudio.files import part_of, read_file, write_whole
 from stepaudio.settings import Settings
 from stepaudio.types import SamplingParams
-from stepaudio.voices import VoiceFolder
 
 if TYPE_CHECKING:
     from stepaudio.queue import Job
@@ -38,7 +37,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Speak every line of a file. Text: one text a line. CSV (with a header) and JSONL: the fields text, voice (name "
-    "or id of a saved voice) and seed, of which only text is needed. Started again, it goes on where it ended."
+    "or id of a saved voice or a preset) and seed, of which only text is needed. Started again, it goes on where it "
+    "ended."
 )
 MANIFEST, LOCK = "manifest.jsonl", ".lock"
 FIELDS = {"text": str, "voice": str, "seed": int}
@@ -52,8 +52,9 @@ EXIT_FAILED = 1
 class Line:
     """One line to speak.
 
-    number: its place in the input, from 1. voice: an id; "" for the reference of the batch. transcript: of the
-    reference or voice of the batch; "" for a voice of the line's own, which has one.
+    number: its place in the input, from 1. voice: the id of a saved voice, the name of a preset, or "" for a recording.
+    transcript: its words; "" for those saved with the voice. audio: the recording's bytes, or the preset's; b"" for a
+    saved voice.
     """
 
     number: int
@@ -61,13 +62,13 @@ class Line:
     voice: str
     transcript: str
     seed: int | None
+    audio: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """What all lines share."""
 
-    audio: bytes
     sampling: SamplingParams
     flow_steps: int
     max_seconds: float | None
@@ -82,7 +83,7 @@ class Batch:
         """Return the digest of what a line asks for."""
         asked = {
             "text": line.text,
-            "voice": line.voice or hashlib.sha256(self.audio).hexdigest(),
+            "voice": hashlib.sha256(line.audio).hexdigest() if line.audio else line.voice,
             "transcript": line.transcript,
             "sampling": {**asdict(self.sampling), "seed": line.seed},
             "flow_steps": self.flow_steps,
@@ -108,14 +109,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace, settings: Settings) -> int:
     """Speak all lines that are not done, and return 0, or 1 where a line failed."""
     check_format(parsed.format)
-    audio, voice = common.reference_of(parsed, settings, needs_transcript=True)
-    shared = Line(0, "", voice, parsed.transcript, parsed.seed)
-    lines = read_lines(parsed.input, VoiceFolder.of(settings), shared)
-    without = next((line for line in lines if not line.voice and not audio), None)
+    source = common.reference_of(parsed, settings, needs_transcript=True)
+    shared = Line(0, "", source.voice or parsed.voice, source.transcript, parsed.seed, source.audio)
+    lines = read_lines(parsed.input, lambda name: common.voice_of(name, settings), shared)
+    without = next((line for line in lines if not line.voice and not line.audio), None)
     if without is not None:
         raise InvalidInput(f"Line {without.number} names no voice; give --reference or --voice for such lines.")
     sampling = common.sampling_of(settings, None)
-    batch = Batch(audio, sampling, settings.flow_steps, parsed.max_seconds, parsed.format, parsed.output_dir)
+    batch = Batch(sampling, settings.flow_steps, parsed.max_seconds, parsed.format, parsed.output_dir)
     try:
         parsed.output_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(parsed.output_dir / LOCK, 0.0) as lock:
@@ -126,10 +127,10 @@ def run(parsed: argparse.Namespace, settings: Settings) -> int:
         raise StepAudioError(f"The folder {parsed.output_dir} cannot be written: {error.strerror}.") from error
 
 
-def read_lines(path: Path, voices: VoiceFolder, shared: Line) -> list[Line]:
+def read_lines(path: Path, find: Callable[[str], common.Source], shared: Line) -> list[Line]:
     """Return the lines of an input file ("-": standard input), empty ones left out; InvalidInput names the line.
 
-    shared: voice, transcript and seed for lines that have none of their own. Names of voices become ids here.
+    find: gives a line's own voice by its name or id. shared: voice and seed for lines that have none of their own.
     """
     kinds = {".txt": _text_rows, ".csv": _csv_rows, ".jsonl": _jsonl_rows}
     rows = kinds[".txt"] if str(path) == common.STANDARD else kinds.get(path.suffix.lower())
@@ -142,19 +143,20 @@ def read_lines(path: Path, voices: VoiceFolder, shared: Line) -> list[Line]:
             raise InvalidInput(f"The file {path} is not UTF-8.") from error
     if rows is None:
         raise InvalidInput(f"The file {path} ends in none of {', '.join(kinds)}.")
-    ids: dict[str, str] = {}
+    found: dict[str, common.Source] = {}
     lines = []
     for number, row in enumerate(rows(text), 1):
         _check_row(number, row)
         line = replace(shared, number=number, text=row["text"], seed=row.get("seed", shared.seed))
         name = row.get("voice")
         if name:
-            if name not in ids:
+            if name not in found:
                 try:
-                    ids[name] = voices.find(name).id
+                    found[name] = find(name)
                 except InvalidInput as error:
                     raise InvalidInput(f"Line {number}: {error}") from error
-            line = replace(line, voice=ids[name], transcript="")
+            own = found[name]
+            line = replace(line, voice=own.voice or name, transcript=own.transcript, audio=own.audio)
         lines.append(line)
     if not lines:
         raise InvalidInput(f"The file {path} holds no text.")
@@ -276,8 +278,8 @@ def _submit(batch: Batch, line: Line, service: Service) -> Job[CloneResult]:
 
     return service.submit_clone(
         CloneRequest(
-            audio=b"" if line.voice else batch.audio,
-            voice=line.voice,
+            audio=line.audio,
+            voice="" if line.audio else line.voice,
             transcript=line.transcript,
             text=line.text,
             sampling=replace(batch.sampling, seed=line.seed),

@@ -6,16 +6,19 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stepaudio import text as texts
 from stepaudio.audiofile import Limits, load_reference
-from stepaudio.errors import InvalidInput
+from stepaudio.errors import InvalidInput, NotFound
 from stepaudio.files import read_file
+from stepaudio.presets import PresetFolder
 from stepaudio.settings import Settings, add_flags
 from stepaudio.types import SamplingParams
 from stepaudio.voices import VoiceFolder
+from stepaudio.weights import choose_weights
 
 if TYPE_CHECKING:
     from stepaudio.service import Service
@@ -27,6 +30,18 @@ _NOT_HERE = {
     *("client_limit", "api_keys", "api_keys_file", "request_seconds", "max_batch_lines", "batches_megabytes"),
 }
 SETTINGS = [name for name in Settings.model_fields if name not in _NOT_HERE]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Whose voice speaks: a sound file's bytes, a preset's too, or the id of a saved voice; the other one is empty.
+
+    transcript: the words of the sound; "" for a saved voice means those that were saved with it.
+    """
+
+    audio: bytes
+    voice: str
+    transcript: str
 
 
 @contextmanager
@@ -50,10 +65,12 @@ def running_service(settings: Settings) -> Iterator[Service]:
 
 
 def add_reference(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add the flags that name the reference: a file with its transcript, or a saved voice."""
+    """Add the flags that name the reference: a file with its transcript, or a voice that has one."""
     group = parser.add_mutually_exclusive_group(required=required)
     group.add_argument("--reference", type=Path, metavar="FILE", help="a recording of the voice")
-    group.add_argument("--voice", metavar="NAME|ID", default="", help="a saved voice (see the command voices)")
+    group.add_argument(
+        "--voice", metavar="NAME|ID", default="", help="a saved voice or a preset ('voices list' shows both)"
+    )
     parser.add_argument("--transcript", default="", metavar="TEXT", help="the words spoken in the reference")
 
 
@@ -64,19 +81,42 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, only=SETTINGS)
 
 
-def reference_of(parsed: argparse.Namespace, settings: Settings, *, needs_transcript: bool) -> tuple[bytes, str]:
-    """Return the bytes of the reference file (b"" without one) and the id of the saved voice ("" without one).
+def reference_of(parsed: argparse.Namespace, settings: Settings, *, needs_transcript: bool) -> Source:
+    """Return the reference that the flags name; all of it is empty where they name none.
 
-    Raises InvalidInput for a file that cannot serve: before the models are loaded, which may take minutes.
+    Raises InvalidInput for a file that cannot serve and as voice_of does: before the models are loaded, which may
+    take minutes.
     """
     if parsed.reference is None:
-        return b"", VoiceFolder.of(settings).find(parsed.voice).id if parsed.voice else ""
+        return voice_of(parsed.voice, settings, parsed.transcript) if parsed.voice else Source(b"", "", "")
     audio = read_file(parsed.reference)
     load_reference(audio, Limits.of(settings))
     if needs_transcript:
         limit = settings.max_transcript_characters
         texts.clean(parsed.transcript, what="The transcript of the reference", limit=limit)
-    return audio, ""
+    return Source(audio, "", parsed.transcript)
+
+
+def voice_of(name_or_id: str, settings: Settings, transcript: str = "") -> Source:
+    """Return the saved voice, or else the preset, of this name or id; ``transcript`` stands in for its own.
+
+    Raises NotFound for neither, InvalidInput for more than one saved voice of the name, WeightsError where presets
+    cannot be looked for.
+    """
+    try:
+        return Source(b"", VoiceFolder.of(settings).find(name_or_id).id, transcript)
+    except NotFound as error:
+        presets = presets_of(settings)
+        for preset in presets.list():
+            if name_or_id in (preset.id, preset.name):
+                preset, audio = presets.load(preset.id)
+                return Source(audio, "", transcript or preset.transcript)
+        raise NotFound(f"{error} The command 'voices list' shows those that there are.") from error
+
+
+def presets_of(settings: Settings) -> PresetFolder:
+    """Return the preset voices of the weights that will be used; raises WeightsError where there are no weights."""
+    return PresetFolder(choose_weights(settings).path)
 
 
 def sampling_of(settings: Settings, seed: int | None) -> SamplingParams:

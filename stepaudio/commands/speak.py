@@ -77,11 +77,11 @@ def _format(parsed: argparse.Namespace) -> str:
 
 def _fields(parsed: argparse.Namespace, settings: Settings, *, needs_transcript: bool) -> dict[str, Any]:
     """Return the fields that every request has."""
-    audio, voice = common.reference_of(parsed, settings, needs_transcript=needs_transcript)
+    source = common.reference_of(parsed, settings, needs_transcript=needs_transcript)
     return {
-        "audio": audio,
-        "voice": voice,
-        "transcript": parsed.transcript,
+        "audio": source.audio,
+        "voice": source.voice,
+        "transcript": source.transcript,
         "sampling": common.sampling_of(settings, parsed.seed),
         "flow_steps": settings.flow_steps,
         "max_seconds": parsed.max_seconds,

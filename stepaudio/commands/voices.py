@@ -1,4 +1,4 @@
-"""``python -m stepaudio voices``: list, add, remove, rename, export and import saved voices."""
+"""``python -m stepaudio voices``: list, add, remove, rename, export and import saved voices; presets are listed too."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stepaudio.commands import common
+from stepaudio.errors import WeightsError
 from stepaudio.files import read_file, write_file
+from stepaudio.presets import Preset
 from stepaudio.settings import Settings, add_flags
 from stepaudio.voices import VoiceDraft, VoiceFolder, read_export
 
 _FOLDER = ["data_dir", "max_voices", "voices_megabytes"]
+_WEIGHTS = ["models_dir", "weights", "variant", "cache_dir"]
+"""What says which weights are used, and so which presets there are."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands of ``python -m stepaudio voices``."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    listing = actions.add_parser("list", help="show all saved voices")
+    listing = actions.add_parser("list", help="show all saved voices, and those that came with the weights")
     listing.add_argument("--json", action="store_true", help="as JSON, with every field")
     listing.set_defaults(run=_list)
 
@@ -50,20 +54,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing.add_argument("file", type=Path)
     importing.set_defaults(run=_import)
 
-    for action in (listing, removing, renaming, exporting):
+    add_flags(listing, only=[*_FOLDER, *_WEIGHTS])
+    for action in (removing, renaming, exporting):
         add_flags(action, only=_FOLDER)
     for action in (adding, importing):
         add_flags(action, only=common.SETTINGS)
 
 
 def _list(parsed: argparse.Namespace, settings: Settings) -> int:
-    voices = VoiceFolder.of(settings).list()
+    voices, presets = VoiceFolder.of(settings).list(), _presets(settings)
     if parsed.json:
-        sys.stdout.write(json.dumps([asdict(voice) for voice in voices], ensure_ascii=False, indent=1) + "\n")
+        records = [{**asdict(voice), "preset": False} for voice in voices]
+        unknown = {"consent": "", "seconds": None, "created": None}
+        records += [{**asdict(preset), **unknown, "preset": True} for preset in presets]
+        sys.stdout.write(json.dumps(records, ensure_ascii=False, indent=1) + "\n")
     else:
         rows = [f"{v.id}  {v.seconds:5.1f} s  {v.created[:10]}  {v.language or '-':<8}  {v.name}\n" for v in voices]
+        rows += [f"{p.id:<16}  {'-':>7}  {'preset':<10}  {p.language:<8}  {p.name}\n" for p in presets]
         sys.stdout.write("".join(rows) or "There are no saved voices.\n")
     return 0
+
+
+def _presets(settings: Settings) -> tuple[Preset, ...]:
+    """Return the voices that came with the weights; without weights the saved ones are shown all the same."""
+    try:
+        return common.presets_of(settings).list()
+    except WeightsError as error:
+        sys.stderr.write(f"{error}\n")
+        return ()
 
 
 def _add(parsed: argparse.Namespace, settings: Settings) -> int:
