@@ -387,6 +387,20 @@ def test_the_page_fits_a_phone(browser, server, recordings):
         assert page.evaluate("() => getComputedStyle(document.querySelector('.stepaudio-run')).overflowX") == "auto"
 
 
+@pytest.mark.parametrize("locale", ["en-GB", "zh-CN"])
+def test_the_switches_are_whole_on_a_phone(browser, server, locale):
+    with browser.new_context(locale=locale, viewport={"width": 390, "height": 844}) as context:
+        page = context.new_page()
+        page.goto(server.url)
+        for switch in ("#language", "#dark"):
+            page.locator(switch).wait_for()
+            box = page.locator(switch).bounding_box()
+            assert box["x"] >= 0, switch
+            assert box["x"] + box["width"] <= 390, switch
+        page.locator("#dark").click()  # nothing lies over it
+        assert page.evaluate("() => document.body.classList.contains('dark')")
+
+
 def test_nothing_of_all_this_left_a_traceback_in_the_log(server):
     """Behind the others on purpose, and before the forged paths: Gradio logs a traceback for those."""
     log = server.log
