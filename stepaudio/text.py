@@ -48,7 +48,8 @@ class Passage:
 def clean(text: str, *, what: str, limit: int) -> str:
     """Return the text without control characters and outer white space.
 
-    ``what`` names the field in the message of the InvalidInput that an empty or too long text raises.
+    ``what`` names the field in the message of the InvalidInput that a text raises which is too long or holds nothing
+    to speak: no letter, no digit. The model would make some sound of that, too.
     """
     if len(text) > limit:
         raise InvalidInput(f"{what} has {len(text)} characters; the limit is {limit}.")
@@ -56,6 +57,8 @@ def clean(text: str, *, what: str, limit: int) -> str:
     kept = "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs") else " " for c in text).strip()
     if not kept:
         raise InvalidInput(f"{what} is empty.")
+    if not any(unicodedata.category(c)[0] in "LN" for c in kept):
+        raise InvalidInput(f"{what} holds nothing that can be spoken: no letter, no digit.")
     return kept
 
 

@@ -34,6 +34,17 @@ def test_an_empty_text_is_refused(text):
         clean(text, what="The text", limit=50)
 
 
+@pytest.mark.parametrize("text", ["...", "\U0001f642\U0001f642", "?!", "—", "( )", "\u0301"])
+def test_a_text_without_letters_and_digits_is_refused(text):
+    with pytest.raises(InvalidInput, match="The text holds nothing that can be spoken"):
+        clean(text, what="The text", limit=100)
+
+
+@pytest.mark.parametrize("text", ["7", "好。", "[sigh]", "é!", "\U0001f642 ok"])
+def test_one_letter_or_digit_of_any_script_suffices(text):
+    assert clean(text, what="The text", limit=100) == text
+
+
 def test_a_long_text_is_refused_with_its_length_and_the_limit():
     with pytest.raises(InvalidInput, match=r"20000 characters; the limit is 1000"):
         clean("a" * 20_000, what="The text", limit=1000)
