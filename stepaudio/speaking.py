@@ -46,8 +46,9 @@ class Speaker:
         with timer.stage(LLM) as stage:
             answers, stage.note = self._write(orders, progress, should_stop)
         waveforms = self._speak(orders, answers, flow_steps or self.flow_steps, timer, progress, should_stop)
+        seconds = sum(waveform.seconds for waveform in waveforms)
         return [
-            synthesis(order, answer, waveform, timer)
+            replace(synthesis(order, answer, waveform, timer), beside_seconds=seconds - waveform.seconds)
             for order, answer, waveform in zip(orders, answers, waveforms, strict=True)
         ]
 
@@ -233,4 +234,4 @@ def _speed(generations: Sequence[Generation], prefill: float, decode: float) -> 
 
 
 def _steps(flow_steps: int) -> str:
-    return f"{flow_steps} steps"
+    return f"{flow_steps} step{'s' if flow_steps != 1 else ''}"

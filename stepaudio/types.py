@@ -161,6 +161,7 @@ class Synthesis:
     ``passages``.   notices: sentences the user should see beside the sound.
     transcript: the words of the sound, as far as they are known: with them it can be the next reference.
     first_sound: of a stream, the seconds until its first piece, on the clock of ``timings``.
+    beside_seconds: how much other sound was made in the time of ``timings``: that of other takes or texts.
     """
 
     waveform: Waveform
@@ -174,6 +175,7 @@ class Synthesis:
     transcript: str = ""
     first_sound: float | None = None
     passages: int = 1
+    beside_seconds: float = 0.0
 
     @property
     def cache_hit(self) -> bool:
@@ -181,5 +183,10 @@ class Synthesis:
 
     @property
     def rtf(self) -> float:
-        """Compute seconds per second of sound (lower is faster)."""
-        return self.timings.total / self.waveform.seconds
+        """Compute seconds per second of all sound that was made in them (lower is faster)."""
+        return self.timings.total / self.made_seconds
+
+    @property
+    def made_seconds(self) -> float:
+        """How much sound was made in the time of ``timings``."""
+        return self.waveform.seconds + self.beside_seconds

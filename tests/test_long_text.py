@@ -112,6 +112,15 @@ def test_takes_are_clones_with_seeds_that_count_up_from_one_reading_of_the_promp
     assert not np.array_equal(made[0].tokens.numbers, made[1].tokens.numbers)
 
 
+def test_the_rtf_of_takes_is_that_of_all_their_sound(pipeline, reference):
+    made = pipeline.takes(reference, "Hello there.", 3, DRAWN, max_seconds=1.2, **QUICK)
+    seconds = sum(take.waveform.seconds for take in made)
+    assert [take.made_seconds for take in made] == pytest.approx([seconds] * 3)
+    assert [take.rtf for take in made] == pytest.approx([take.timings.total / seconds for take in made])
+    alone = pipeline.clone(reference, "Hello there.", DRAWN, max_seconds=1.2, **QUICK)
+    assert alone.made_seconds == alone.waveform.seconds
+
+
 def test_takes_of_a_long_text_are_decoded_together_and_the_seeds_wrap(pipeline, reference, calls):
     made = pipeline.takes(reference, TEXT, 2, SamplingParams(seed=2**32 - 1), max_seconds=20.0, **QUICK)
     assert calls == [6]
