@@ -254,7 +254,9 @@ class VoiceFolder:
         if name.casefold() in self._reserved:
             raise InvalidInput(f"{name!r} is a voice that came with the weights; please choose another name.")
         if any(voice.name.casefold() == name.casefold() and voice.id != voice_id for voice in self.list()):
-            raise InvalidInput(f"There is a saved voice {name!r} already; please choose another name, or rename that one.")
+            raise InvalidInput(
+                f"There is a saved voice {name!r} already; please choose another name, or rename that one."
+            )
         return name
 
     def _check_room(self, size: int) -> None:
