@@ -79,7 +79,8 @@ def test_each_sentence_that_a_user_may_meet_has_a_chinese_one(tmp_path):
         with pytest.raises(InvalidInput) as caught:
             load_reference(data, LIMITS)
         sentences.append(str(caught.value))
-    for text, what in (("", "The text"), ("a" * 9, "The transcript of the reference")):
+    spoken = ("The text", "The new text", "The transcript of the reference")
+    for text, what in (("", "The text"), ("a" * 9, spoken[2]), *(("...", what) for what in spoken)):
         with pytest.raises(InvalidInput) as caught:
             clean(text, what=what, limit=5)
         sentences.append(str(caught.value))
@@ -88,7 +89,12 @@ def test_each_sentence_that_a_user_may_meet_has_a_chinese_one(tmp_path):
         sentences.append(cache.stats().problem)
     voices = VoiceFolder(tmp_path / "voices", VoiceLimits(max_voices=0))
     draft = VoiceDraft(b"", "Ada", "words")
+    taken = VoiceFolder(tmp_path / "taken")
+    taken.save(draft, voice(1.0))
+    taken.reserve(["Nora"])
     for wrong in (
+        lambda: taken.cleaned(draft),
+        lambda: taken.cleaned(replace(draft, name="Nora")),
         lambda: voices.cleaned(replace(draft, name="")),
         lambda: voices.cleaned(replace(draft, name="x" * 99)),
         lambda: voices.load("0123456789abcdef"),

@@ -47,6 +47,17 @@ CHINESE = {
     "The transcript of the reference has {count} characters; the limit is {limit}.": (
         "参考文本有 {count} 个字符；上限为 {limit}。"
     ),
+    "The text holds nothing that can be spoken: no letter, no digit.": "要朗读的文本中没有文字或数字。",
+    "The new text holds nothing that can be spoken: no letter, no digit.": "新文本中没有文字或数字。",
+    "The transcript of the reference holds nothing that can be spoken: no letter, no digit.": (
+        "参考文本中没有文字或数字。"
+    ),
+    "There is a saved voice {name} already; please choose another name, or rename that one.": (
+        "已有名为 {name} 的声音；请换一个名称，或先将其重命名。"
+    ),
+    "{name} is a voice that came with the weights; please choose another name.": (
+        "{name} 是随模型附带的声音；请换一个名称。"
+    ),
     "The seed is {seed}; it must lie between {least} and {most}.": (
         "随机种子为 {seed}；必须在 {least} 到 {most} 之间。"
     ),
