@@ -29,6 +29,7 @@ _HEADERS = {
     "X-Request-Id": "the request's id in the log",
     "X-Stepaudio-Seed": "the seed that gives this sound again",
     "X-Stepaudio-Cache": "whether the reference was encoded before: hit or miss",
+    "X-Stepaudio-Notice": "what the user should know, a recording that was cut perhaps; a stream does not have it",
     "Server-Timing": "the stages in milliseconds; of a stream those before its first sound",
 }
 

@@ -18,6 +18,7 @@ from stepaudio.errors import InvalidInput
 from stepaudio.pipeline import MAX_PASSES
 from stepaudio.service import EditRequest, Service
 from stepaudio.types import Task
+from stepaudio.web.strings import say
 
 
 class EditForm(RunOptions):
@@ -36,12 +37,16 @@ class EditForm(RunOptions):
 
 
 class TaskInfo(BaseModel):
-    """One edit, the options that it has, and what it needs."""
+    """One edit, the options that it has, and what it needs.
+
+    learnt: whether the loaded weights have learnt it; the result of another one shows only how it works.
+    """
 
     task: str
     options: list[str]
     needs_transcript: bool
     needs_new_text: bool
+    learnt: bool
 
 
 class Tags(BaseModel):
@@ -66,7 +71,7 @@ def edit_routes(service: Service) -> APIRouter:
         form: Annotated[EditForm, MULTIPART],
     ) -> Response:
         """Change emotion, style, speed or sound of a recording or a saved voice."""
-        engine_of(service)
+        card = engine_of(service).weights.card
         if (form.audio is None) == (not form.voice):
             raise InvalidInput("An edit needs either the file audio or the field voice.")
         asked = EditRequest(
@@ -86,17 +91,23 @@ def edit_routes(service: Service) -> APIRouter:
             asked = in_voice(service, asked, form.voice)
         job = service.submit_edit(asked)
         result = await result_of(job, request, service)
-        return whole_response(job.id, result.synthesis, form.response_format, form.speed)
+        notices = [] if card.knows(form.task) else [say("en", "task_unknown", title=card.title)]
+        return whole_response(job.id, result.synthesis, form.response_format, form.speed, notices=notices)
 
     @router.get("/v1/tags", responses=documented())
     def tags() -> Tags:
-        """All edits with their options, and all tags that may stand in a text."""
+        """All edits with their options, and all tags that may stand in a text.
+
+        Until the weights are loaded it is taken for granted that they have learnt all of them.
+        """
+        engine = service.engine
         edits = [
             TaskInfo(
                 task=spec.name,
                 options=list(spec.options),
                 needs_transcript=spec.needs_transcript,
                 needs_new_text=spec.needs_target,
+                learnt=engine is None or engine.weights.card.knows(spec.name),
             )
             for spec in tasks.EDITS
         ]

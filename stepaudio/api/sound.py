@@ -33,6 +33,7 @@ STALLED_SECONDS = 60.0
 """How long a client may take for one piece; what it has not read is held in memory."""
 
 T = TypeVar("T")
+_QUOTES = str.maketrans("“”‘’", "\"\"''")
 
 
 class Framing(Protocol):
@@ -168,11 +169,14 @@ class SoundResponse(Response):
         return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
-def whole_response(job_id: str, synthesis: Synthesis, name: str, speed: float = 1.0) -> Response:
-    """Return the answer that carries a sound that is complete."""
+def whole_response(
+    job_id: str, synthesis: Synthesis, name: str, speed: float = 1.0, *, notices: Sequence[str] = ()
+) -> Response:
+    """Return the answer that carries a sound that is complete; ``notices`` come before the sound's own."""
     waveform = synthesis.waveform
     data = encode_whole(pcm16(waveform.samples), name, waveform.sample_rate, speed)
-    return Response(data, media_type=STREAM_FORMATS[name].media_type, headers=result_headers(job_id, synthesis))
+    headers = {**result_headers(job_id, synthesis), **notice_header([*notices, *synthesis.notices])}
+    return Response(data, media_type=STREAM_FORMATS[name].media_type, headers=headers)
 
 
 def archive_response(job_id: str, takes: Sequence[Synthesis], name: str, speed: float = 1.0) -> Response:
@@ -187,7 +191,8 @@ def archive_response(job_id: str, takes: Sequence[Synthesis], name: str, speed: 
             seconds = round(waveform.seconds, 3)
             records.append({"file": file, "seed": take.seed, "seconds": seconds, "stopped": take.stopped})
         archive.writestr("manifest.json", json.dumps(records, indent=1))
-    return Response(target.getvalue(), media_type="application/zip", headers=result_headers(job_id, takes[0]))
+    headers = {**result_headers(job_id, takes[0]), **notice_header(takes[0].notices)}
+    return Response(target.getvalue(), media_type="application/zip", headers=headers)
 
 
 def result_headers(job_id: str, synthesis: Synthesis) -> dict[str, str]:
@@ -200,6 +205,13 @@ def result_headers(job_id: str, synthesis: Synthesis) -> dict[str, str]:
         "Server-Timing": server_timing(synthesis.timings),
         "Cache-Control": "no-store",
     }
+
+
+def notice_header(notices: Sequence[str]) -> dict[str, str]:
+    """Return the header with what the user should know, on one line and in ASCII; none where there is nothing."""
+    words = " ".join(" ".join(notices).translate(_QUOTES).split())
+    line = "".join(character if " " <= character <= "~" else "?" for character in words)
+    return {"X-Stepaudio-Notice": line} if line else {}
 
 
 def server_timing(timings: Timings) -> str:

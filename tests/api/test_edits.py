@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import pytest
 
 from stepaudio import tasks
-from tests.api.kit import RECORDING, SHORT, until
+from stepaudio.api.sound import notice_header
+from stepaudio.audiofile import encode_wav
+from stepaudio.weights import WeightsCard
+from tests.api.kit import RECORDING, SHORT, serving, until
 from tests.api.test_speech import samples_of
 from tests.api.test_stream import told
+from tests.conftest import voice
 
 FORM = {name: str(value) for name, value in SHORT.items()}
 FILE = {"audio": ("a.wav", RECORDING)}
@@ -66,3 +72,47 @@ def test_the_tags_are_those_of_the_one_table(client):
     assert found["languages"] == list(tasks.LANGUAGE_TAGS)
     assert {edit["task"]: edit["options"] for edit in found["edits"]} == {s.name: list(s.options) for s in tasks.EDITS}
     assert [edit["task"] for edit in found["edits"] if edit["needs_new_text"]] == ["paralinguistic"]
+    assert all(edit["learnt"] for edit in found["edits"])
+
+
+def test_a_task_that_the_weights_have_not_learnt_is_marked_and_told_with_the_sound(client, service, monkeypatch):
+    card = WeightsCard(title="mini 米", tasks=("clone", "denoise"))
+    engine = service.engine
+    monkeypatch.setattr(service, "_engine", replace(engine, weights=replace(engine.weights, card=card)))
+    found = client.get("/v1/tags").json()
+    assert [edit["task"] for edit in found["edits"] if edit["learnt"]] == ["denoise"]
+    notices = []
+    for task in ("denoise", "vad"):
+        answer = client.post("/v1/audio/edits", data={"task": task, **FORM}, files=FILE)
+        assert answer.status_code == 200
+        notices.append(answer.headers.get("x-stepaudio-notice"))
+    assert notices[0] is None
+    assert 'The weights "mini ?" have not learnt this task' in notices[1]
+
+
+def test_what_was_cut_is_told_with_the_sound_and_the_saved_voice(make_service):
+    long = {"audio": ("a.wav", encode_wav(voice(3.0)))}
+    cut = "The reference is 3.0 s long; its first 2 s are used."
+    with serving(make_service(max_reference_seconds=2.0)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        edited = client.post("/v1/audio/edits", data={"task": "denoise", **FORM}, files=long)
+        assert (edited.status_code, edited.headers["x-stepaudio-notice"]) == (200, cut)
+        form = {"name": "Ada", "transcript": "the words"}
+        saved = client.post("/v1/voices", data=form, files=long)
+        assert (saved.status_code, saved.headers["x-stepaudio-notice"]) == (200, cut)
+        body = {"model": "tts-1", "voice": "Ada", "input": "Hello.", "stepaudio": {**SHORT, "stream": False}}
+        spoken = client.post("/v1/audio/speech", json=body)
+        assert spoken.status_code == 200
+        assert "x-stepaudio-notice" not in spoken.headers
+
+
+@pytest.mark.parametrize(
+    ("notices", "line"),
+    [
+        ([], None),
+        (["One.", "Two."], "One. Two."),
+        (["a\r\nX-Other: b\x00\x7f"], "a X-Other: b??"),
+        (["The weights “米” are new."], 'The weights "?" are new.'),
+    ],
+)
+def test_a_notice_is_one_line_in_ascii(notices, line):
+    assert notice_header(notices).get("X-Stepaudio-Notice") == line
