@@ -224,6 +224,31 @@ def test_missing_fields_are_named(page):
     page.locator("#error").get_by_text("upload or record a reference").wait_for()
 
 
+def test_an_error_and_a_result_are_read_aloud(page, recordings):
+    """A reader of the screen tells what comes into an alert or a status that was there before."""
+    page.evaluate("""() => {
+        window.places = ["alert", "status"].map((role) => document.querySelector(`.column[role=${role}]`));
+    }""")
+    now = "() => window.places.map((place) => place.isConnected ? place.innerText : 'gone')"
+    assert page.evaluate(now) == ["", ""]
+    ask(page, "Hello.")
+    page.locator("#error").get_by_text("upload or record a reference").wait_for()
+    alert, status = page.evaluate(now)
+    assert "upload or record a reference" in alert
+    assert status == ""
+    clone(page, recordings["a"])
+    alert, status = page.evaluate(now)
+    assert alert == ""
+    assert "RTF" in status
+    open_tab(page, "edit")
+    page.locator("#step").wait_for()
+    assert page.locator("#step").evaluate("step => step.closest('[role=status]') !== null")
+    for tab, error in (("edit", "edit-error"), ("voices", "voices-error")):
+        open_tab(page, tab)
+        page.locator({"edit": "#apply", "voices": "#save-voice"}[tab]).click()
+        page.locator(f"[role=alert] #{error}").wait_for()
+
+
 def test_a_given_seed_is_used_and_a_drawn_one_is_written_back(page, recordings):
     clone(page, recordings["a"])
     page.locator("#advanced").get_by_text("Advanced").click()

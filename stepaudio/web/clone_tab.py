@@ -13,7 +13,7 @@ from stepaudio.text import passages, speaking_seconds
 from stepaudio.web.desk import PRIVATE, Desk, error_update
 from stepaudio.web.forms import CloneForm, Given, Knobs
 from stepaudio.web.handlers import CloneView, Outcome, attempt, run_clone
-from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, example_bar, tag_bar
+from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, error_place, example_bar, tag_bar
 from stepaudio.web.sessions import Session, Take
 from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import Language, say
@@ -64,14 +64,15 @@ class CloneTab:
                     self.generate = on(gr.Button(variant="primary", scale=4, elem_id="generate"), value="generate")
                     self.stop = on(gr.Button(variant="stop", scale=1, min_width=100, elem_id="stop"), value="stop")
             with gr.Column():
-                self.error = gr.Markdown(elem_id="error", visible=False, elem_classes="stepaudio-error")
+                self.error = error_place("error")
                 gr.HTML(PLAYER, elem_id="player")
                 self.takes_made = on(
                     any_value(gr.Radio([], visible=False, elem_id="takes-made", elem_classes="stepaudio-list")),
                     label="takes_made",
                 )
                 self.out = SoundOut(desk)
-                self.run = gr.HTML(elem_id="run")
+                with gr.Column(scale=0, min_width=0, elem_classes="stepaudio-status"):
+                    self.run = gr.HTML(elem_id="run")
                 with gr.Row(elem_classes="stepaudio-tight"):
                     self.edit = on(gr.Button(size="sm", interactive=False, elem_id="edit-this"), value="edit_this")
                     self.compare = on(gr.Button(size="sm", interactive=False, elem_id="compare-this"), value="compare")

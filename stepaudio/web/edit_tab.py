@@ -16,7 +16,7 @@ from stepaudio.web.desk import PRIVATE, Desk, error_update
 from stepaudio.web.forms import EditForm, Given, Knobs, Source, read_source
 from stepaudio.web.handlers import attempt, run_edit
 from stepaudio.web.history import Chain, Step, original
-from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, tag_bar
+from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, error_place, tag_bar
 from stepaudio.web.sessions import Session
 from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import Language, say
@@ -69,9 +69,10 @@ class EditTab:
                     self.apply = on(gr.Button(variant="primary", scale=4, elem_id="apply"), value="apply")
                     self.stop = on(gr.Button(variant="stop", scale=1, min_width=100, elem_id="edit-stop"), value="stop")
             with gr.Column():
-                self.error = gr.Markdown(elem_id="edit-error", visible=False, elem_classes="stepaudio-error")
+                self.error = error_place("edit-error")
                 self.out = SoundOut(desk, "edit-")
-                self.step = on(gr.HTML(elem_id="step"), value=lambda language: step_report(None, language))
+                with gr.Column(scale=0, min_width=0, elem_classes="stepaudio-status"):
+                    self.step = on(gr.HTML(elem_id="step"), value=lambda language: step_report(None, language))
 
     @property
     def inputs(self) -> list[gr.components.Component]:

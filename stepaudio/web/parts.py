@@ -19,6 +19,12 @@ from stepaudio.web.strings import Language, say
 VISIBLE_TAGS = 10
 
 
+def error_place(elem_id: str) -> gr.Markdown:
+    """Return the place for one sentence of error. What it lies in is always there, and announces it; see studio.js."""
+    with gr.Column(scale=0, min_width=0, elem_classes="stepaudio-alert"):
+        return gr.Markdown(elem_id=elem_id, visible=False, elem_classes="stepaudio-error")
+
+
 class VoicePicker:
     """A preset, a saved voice, or a new one by upload or recording; and the words spoken in it."""
 

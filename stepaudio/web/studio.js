@@ -108,9 +108,13 @@
     return chosen;
   };
 
-  // Gradio gives an empty sound a name but no role, so that readers of the screen pass it over.
+  // Gradio gives no roles. An empty sound without one is passed over by readers of the screen; and they read aloud
+  // what comes into an alert or a status only where that was there before.
+  const ROLES = { '[aria-label="Empty value"]': "img", ".stepaudio-alert": "alert", ".stepaudio-status": "status" };
   new MutationObserver(() => {
-    for (const empty of document.querySelectorAll('[aria-label="Empty value"]:not([role])')) empty.role = "img";
+    for (const [selector, role] of Object.entries(ROLES)) {
+      for (const element of document.querySelectorAll(`${selector}:not([role])`)) element.role = role;
+    }
   }).observe(document.documentElement, { childList: true, subtree: true });
 
   window.stepaudioStudio = { dark, language, speak };

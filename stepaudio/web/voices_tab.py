@@ -14,6 +14,7 @@ from stepaudio.voices import Voice, VoiceDraft, read_export
 from stepaudio.web.desk import PRIVATE, Desk, error_update, file_of, uploaded
 from stepaudio.web.forms import check_consent, read_upload
 from stepaudio.web.handlers import Outcome, attempt, save_voice
+from stepaudio.web.parts import error_place
 from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import Language, say
 
@@ -42,7 +43,7 @@ class VoicesTab:
                     gr.UploadButton(size="sm", file_types=[".zip"], elem_id="import-voice"), label="import_voice"
                 )
             with gr.Column():
-                self.error = gr.Markdown(elem_id="voices-error", visible=False, elem_classes="stepaudio-error")
+                self.error = error_place("voices-error")
                 self.chosen = on(
                     any_value(gr.Radio([], elem_id="voice-list", elem_classes="stepaudio-list")), label="saved_voices"
                 )
