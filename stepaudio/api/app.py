@@ -67,7 +67,7 @@ def build_app(service: Service) -> FastAPI:
     )
     for router in routers:
         app.include_router(router)
-    _add_the_rest(app, [route for router in routers for route in router.routes])
+    _add_the_rest(app, [*app.routes, *(route for router in routers for route in router.routes)])
     return _with_page(app, service)
 
 
@@ -99,11 +99,14 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
 
 def _add_the_rest(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """Answer for what is not there below /v1: else the page, which is mounted behind, would."""
+    """Answer for what is not there at the API's paths: else the page, which is mounted behind, would."""
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 
+    @app.api_route("/v1", methods=methods, include_in_schema=False)
     @app.api_route("/v1/{rest:path}", methods=methods, include_in_schema=False)
     @app.api_route("/stream", methods=methods, include_in_schema=False)
+    @app.api_route("/stream/{rest:path}", methods=methods, include_in_schema=False)
+    @app.api_route("/metrics", methods=methods, include_in_schema=False)
     def nothing(request: Request) -> Response:
         allowed = sorted(
             {
@@ -115,7 +118,9 @@ def _add_the_rest(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         )
         path = request.url.path
         if allowed:
-            message = f"{request.method} is not possible at {path}; {', '.join(allowed)} is."
+            *others, last = allowed
+            names = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+            message = f"{request.method} is not possible at {path}; only {names}."
             headers = {"Allow": ", ".join(allowed)}
             return error_response(405, message, "invalid_request_error", "method_not_allowed", headers=headers)
         return error_response(404, f"There is nothing at {path}; see /docs.", "invalid_request_error", "not_found")

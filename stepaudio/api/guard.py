@@ -115,7 +115,7 @@ def read_keys(settings: Settings) -> tuple[bytes, ...]:
 
 def is_api(path: str) -> bool:
     # Below /stream/ are the page's own: its player, and sounds by a ticket that nobody can guess.
-    return path.startswith("/v1/") or path in ("/v1", "/stream", "/metrics")
+    return path.startswith("/v1/") or path in ("/v1", "/stream", "/stream/", "/metrics")
 
 
 def _limit(path: str, settings: Settings) -> int:

@@ -80,19 +80,22 @@ def test_the_documentation_loads_nothing_from_elsewhere(client):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status", "allowed"),
+    ("method", "path", "status", "allowed", "sentence"),
     [
-        ("GET", "/v1/nothing", 404, None),
-        ("GET", "/v1/audio/speech", 405, "POST"),
-        ("PUT", "/v1/voices", 405, "GET, POST"),
-        ("GET", "/stream", 405, "POST"),
+        ("GET", "/v1/nothing", 404, None, "There is nothing at /v1/nothing; see /docs."),
+        ("GET", "/v1", 404, None, "There is nothing at /v1; see /docs."),
+        ("GET", "/v1/audio/speech", 405, "POST", "GET is not possible at /v1/audio/speech; only POST is."),
+        ("PUT", "/v1/voices", 405, "GET, POST", "PUT is not possible at /v1/voices; only GET and POST are."),
+        ("GET", "/stream", 405, "POST", "GET is not possible at /stream; only POST is."),
+        ("POST", "/stream/", 404, None, "There is nothing at /stream/; see /docs."),
+        ("POST", "/metrics", 405, "GET", "POST is not possible at /metrics; only GET is."),
     ],
 )
-def test_what_is_not_there_is_told_by_the_api_and_not_the_page(client, method, path, status, allowed):
+def test_what_is_not_there_is_told_by_the_api_and_not_the_page(client, method, path, status, allowed, sentence):
     answer = client.request(method, path)
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert path in answer.json()["error"]["message"]
+    assert answer.json()["error"]["message"] == sentence
     assert answer.headers.get("allow") == allowed
     assert answer.headers["x-request-id"]
 
