@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -95,6 +97,25 @@ _OF_STATUS = {
     413: ("invalid_request_error", "too_large"),
 }
 
+_KIND = re.compile(r"(constrained|function)-.+|str|[A-Z]\w*")
+"""What pydantic calls a kind that a field may have; no field has such a name."""
+
+# What is wrong with a field, by pydantic's name for it.
+_WORDS = {
+    **dict.fromkeys(("string_type", "string_sub_type"), "it must be a text"),
+    "string_unicode": "it must be a text in UTF-8",
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "it must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "it must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "it must be an object"),
+    "list_type": "it must be a list",
+    "literal_error": "it must be {expected}",
+    "greater_than_equal": "it must be at least {ge}",
+    "less_than_equal": "it must be at most {le}",
+    "string_too_long": "it may have at most {max_length} characters",
+    "too_long": "it may have at most {max_length} entries",
+}
+
 DESCRIPTIONS = {
     400: "What was sent cannot be used.",
     401: "A key is missing or wrong.",
@@ -153,20 +174,53 @@ def add_handlers(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-        param = ".".join(place) or None
-        if first["type"] == "json_invalid":
+        found = _nearest(error.errors())
+        if found["type"] == "json_invalid":
             return error_response(400, "The body is not JSON.", *_OF_STATUS[400])
-        where = f"The field {param}" if param else "The body"
-        message = f"{where} is not right: {first['msg'].removeprefix('Value error, ')}."
-        return error_response(422, _printable(message), "invalid_request_error", "invalid_value", param=param)
+        param = _field(found)
+        message = _printable(_sentence(found, param))
+        return error_response(422, message, "invalid_request_error", "invalid_value", param=param)
 
     @app.exception_handler(HTTPException)
     def other(request: Request, error: HTTPException) -> Response:
         kind, code = _OF_STATUS.get(error.status_code, ("invalid_request_error", "invalid_request"))
         headers = dict(error.headers or {})
         return error_response(error.status_code, _printable(str(error.detail)), kind, code, headers=headers)
+
+
+def _nearest(errors: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the first error; where a field may be one of two kinds, that of the kind which fits it better."""
+    same = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
+    return max(same, key=lambda error: len(error["loc"]))
+
+
+def _field(error: dict[str, Any]) -> str | None:
+    """Return the name of the field at fault as the client knows it, with those around it; None for the whole body."""
+    *around, last = error["loc"][1:] or ("",)
+    # pydantic names the kinds that a field may have amid the fields; what a client has named stands last.
+    own = [part for part in around if not _KIND.fullmatch(str(part))]
+    if error["type"] in ("missing", "extra_forbidden") or not _KIND.fullmatch(str(last)):
+        own.append(last)
+    return ".".join(map(str, own)) or None
+
+
+def _sentence(error: dict[str, Any], field: str | None) -> str:
+    """Return what is wrong with a field, or with the body, in words that need no knowledge of Python."""
+    where = f"The field {field}" if field else "The body"
+    match error["type"]:
+        case "missing":
+            return f"{where} is missing."
+        case "extra_forbidden":
+            return f"There is no field {field} here."
+        case "model_type" | "model_attributes_type" | "dict_type" if field is None:
+            return "The body must be a JSON object, sent with the header 'Content-Type: application/json'."
+        case "string_too_short" | "too_short" if error["ctx"]["min_length"] == 1:
+            return f"{where} is empty."
+        case "value_error" if "UploadFile" in error["msg"]:
+            return f"{where} is not right: it must be a file."
+    limits = {name: f"{value:g}" if isinstance(value, float) else value for name, value in error.get("ctx", {}).items()}
+    words = _WORDS.get(error["type"])
+    return f"{where} is not right: {words.format(**limits) if words else error['msg']}."
 
 
 def _printable(text: str) -> str:

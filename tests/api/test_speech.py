@@ -175,6 +175,61 @@ def test_what_is_wrong_reaches_the_official_client_as_its_own_errors(speak, fiel
 
 
 @pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"voice": 5}, "voice", "The field voice is not right: it must be a text."),
+        ({"voice": ""}, "voice", "The field voice is empty."),
+        ({"voice": {}}, "voice.id", "The field voice.id is missing."),
+        ({"voice": {"id": 5}}, "voice.id", "The field voice.id is not right: it must be a text."),
+        ({"voice": {"id": "a", "Name": "b"}}, "voice.Name", "There is no field voice.Name here."),
+        ({"Colour": "red"}, "Colour", "There is no field Colour here."),
+        ({"input": None}, "input", "The field input is not right: it must be a text."),
+        (
+            {"input": "a" * 100_001},
+            "input",
+            "The field input is not right: it may have at most 100000 characters.",
+        ),
+        ({"speed": "fast"}, "speed", "The field speed is not right: it must be a number."),
+        ({"speed": 0}, "speed", "The field speed is not right: it must be at least 0.25."),
+        ({"stepaudio": 5}, "stepaudio", "The field stepaudio is not right: it must be an object."),
+        (
+            {"stepaudio": {"seed": 2**32}},
+            "stepaudio.seed",
+            "The field stepaudio.seed is not right: it must be at most 4294967295.",
+        ),
+        (
+            {"stepaudio": {"stream": "perhaps"}},
+            "stepaudio.stream",
+            "The field stepaudio.stream is not right: it must be true or false.",
+        ),
+        (
+            {"stream_format": "x"},
+            "stream_format",
+            "The field stream_format is not right: it must be 'audio' or 'sse'.",
+        ),
+    ],
+)
+def test_a_wrong_field_is_told_without_a_word_of_python(client, fields, param, message):
+    body = {"model": "tts-1", "voice": "Ada", "input": "Hello.", **fields}
+    error = told(client.post("/v1/audio/speech", json=body))
+    assert (error["param"], error["message"]) == (param, message)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (b"[]", "application/json", "The body must be a JSON object"),
+        (b"{}", "text/plain", "The body must be a JSON object, sent with the header 'Content-Type: application/json'."),
+        (b"", "application/json", "The body is missing."),
+    ],
+)
+def test_a_wrong_body_is_told_so_too(client, content, kind, message):
+    answer = client.post("/v1/audio/speech", content=content, headers={"Content-Type": kind})
+    assert (answer.status_code, told(answer)["param"]) == (422, None)
+    assert message in told(answer)["message"]
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",
