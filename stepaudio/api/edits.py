@@ -74,8 +74,13 @@ def edit_routes(service: Service) -> APIRouter:
         card = engine_of(service).weights.card
         if (form.audio is None) == (not form.voice):
             raise InvalidInput("An edit needs either the file audio or the field voice.")
+        if form.task not in tasks.TASKS:
+            edits = ", ".join(spec.name for spec in tasks.EDITS)
+            raise InvalidInput(f"There is no edit {form.task!r}; the edits are {edits}.")
+        task = Task(form.task, form.option)
+        tasks.spec_of_edit(task)  # refused before it waits in the line
         asked = EditRequest(
-            task=Task(form.task, form.option),
+            task=task,
             transcript=form.transcript,
             new_text=form.new_text,
             passes=form.passes,

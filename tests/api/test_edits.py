@@ -43,6 +43,7 @@ def test_a_saved_voice_is_edited_with_the_words_saved_with_it(client, ada):
         ({}, FILE, 422, "task"),
         ({"task": "emotion", "option": "hungry", "transcript": "x"}, FILE, 400, "'hungry' is not one of them"),
         ({"task": "clone", "transcript": "x"}, FILE, 400, "not an edit"),
+        ({"task": "foo", "transcript": "x"}, FILE, 400, "There is no edit 'foo'; the edits are emotion, style, speed,"),
         ({"task": "denoise"}, None, 400, "either the file audio or the field voice"),
         ({"task": "denoise", "voice": "Ada"}, FILE, 400, "either the file audio or the field voice"),
         ({"task": "denoise", "voice": "Eve"}, None, 404, "There is no saved voice 'Eve'"),
