@@ -72,8 +72,10 @@ def catalogue_routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models/{model}", responses=documented(404, 422, 503))
     def one_model(model: Annotated[str, Path(max_length=200)]) -> ModelObject:
-        """The model of this name; OpenAI's names mean the one that is loaded."""
+        """The model of this name; OpenAI's names mean the one that is loaded, where it can do what they do."""
         check_model(service, model, (*SPEECH_ALIASES, *TRANSCRIPTION_ALIASES))
+        if model in TRANSCRIPTION_ALIASES and not service.transcriber.available:
+            raise NotFound(service.transcriber.why_not)
         return shown(model)
 
     @router.post(

@@ -39,7 +39,14 @@ def test_what_is_wrong_is_told(client, data, files, status, expected):
 def test_weights_that_cannot_transcribe_say_why(make_service, monkeypatch):
     service = make_service()
     monkeypatch.setattr(type(service), "transcriber", property(lambda self: absent("The encoder alone.")))
-    with serving(service) as url, pytest.raises(openai.NotFoundError, match="The encoder alone"):
-        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0).audio.transcriptions.create(
-            model="whisper-1", file=("a.wav", RECORDING)
-        )
+    with serving(service) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        with pytest.raises(openai.NotFoundError, match="The encoder alone"):
+            client.audio.transcriptions.create(model="whisper-1", file=("a.wav", RECORDING))
+        with pytest.raises(openai.NotFoundError, match="The encoder alone"):
+            client.models.retrieve("whisper-1")
+        assert client.models.retrieve("tts-1").id == "tts-1"
+
+
+def test_a_name_for_transcription_means_weights_that_can(openai_client):
+    assert openai_client.models.retrieve("whisper-1").id == "whisper-1"
