@@ -70,3 +70,13 @@ def test_a_new_text_begins_with_the_words_of_the_voice_that_is_chosen(studio):  
     studio.fill(new_text="Ada [Laughter] speaks.").press("apply")
     studio.fill(edit_transcript="other").press("task", "change")  # the history's words now
     assert studio.value("new-text") == "Ada [Laughter] speaks."
+
+
+def test_words_that_an_edit_needs_are_heard_where_none_are_given(studio, recorder):  # noqa: F811
+    studio.fill(edit_transcript="", task="denoise", option=None).press("apply")
+    assert recorder.last["reference"].text == ""  # that one needs none
+    studio.press("clear-chain")
+    studio.fill(task="emotion", option="happy").press("apply")
+    assert recorder.last["reference"].text == "heard 16000"
+    assert studio.value("edit-transcript") == "heard 16000"
+    assert "heard 16000" in studio.press("restore")["step"]

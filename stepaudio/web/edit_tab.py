@@ -179,8 +179,10 @@ class EditTab:
         parent, first = began.value
         view = run_edit(self._desk.service, Given(parent.wav, parent.transcript), asked, tab)
         wav, synthesis = view.wav, view.synthesis
-        if wav is None or synthesis is None:
+        if wav is None or synthesis is None or view.given is None:
             return [*self.view(session, language, form, view.error), gr.skip(), gr.skip()]
+        if first:  # with its words, which may have been heard in it only now
+            parent = replace(parent, transcript=view.given.transcript)
         session.last = synthesis
         made = Task(task, option if tasks.TASKS[task].options else None)
 

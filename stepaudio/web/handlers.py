@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from stepaudio import tasks
 from stepaudio.errors import Cancelled, StepAudioError
 from stepaudio.log import NO_REQUEST, request_context
 from stepaudio.queue import Job
@@ -132,12 +133,15 @@ def transcribe(service: Service, source: Source, tab: Tab) -> Outcome[str]:
 
 
 def run_edit(service: Service, given: Given, form: EditForm, tab: Tab) -> CloneView:
-    """Run one edit of a sound through the queue, as run_clone does a clone."""
+    """Run one edit of a sound through the queue, as run_clone does a clone; words that it needs may be heard, too."""
     ticket = _Ticket()
+    spec = tasks.TASKS.get(form.task)
+    listen = spec is not None and spec.needs_transcript
 
     def work() -> tuple[CloneResult, Given]:
-        ticket.job = service.submit_edit(edit_request(service.settings, given, form))
-        return _as_the_tabs_job(service, ticket.job, tab), given
+        known = _with_words(service, given, tab) if listen else given
+        ticket.job = service.submit_edit(edit_request(service.settings, known, form))
+        return _as_the_tabs_job(service, ticket.job, tab), known
 
     return _view(attempt(tab.language, work, ticket), ticket, tab)
 
