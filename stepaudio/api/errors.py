@@ -31,6 +31,7 @@ from stepaudio.errors import (
     TooLarge,
     Unreadable,
 )
+from stepaudio.log import NO_REQUEST, request_context
 from stepaudio.service import Service
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ def error_response(
 def refusal(service: Service, error: BaseException, request_id: str = "") -> JSONResponse:
     """Return the answer that tells of an error of the service; of one that nobody foresaw, only the request's id."""
     headers = {"X-Request-Id": request_id} if request_id else {}
-    if not isinstance(error, StepAudioError):  # the queue has logged it
+    if not isinstance(error, StepAudioError):
         message = f"Internal error, request {request_id}: the server's log says more."
         return error_response(500, message, "server_error", "internal_error", headers=headers)
     _, status, kind, code = next(entry for entry in _KINDS if isinstance(error, entry[0]))
@@ -171,6 +172,19 @@ def add_handlers(app: FastAPI, service: Service) -> None:
     @app.exception_handler(StepAudioError)
     def told(request: Request, error: StepAudioError) -> Response:
         return refusal(service, error, getattr(request.state, "job_id", ""))
+
+    @app.exception_handler(Exception)
+    def unforeseen(request: Request, error: Exception) -> Response:
+        # Starlette calls this outside of the guard, and raises the error again, upon which the server closes the
+        # connection; a client that did not know would send its next request into it.
+        job_id = getattr(request.state, "job_id", "")
+        request_id = job_id or getattr(request.state, "request_id", NO_REQUEST)
+        if not job_id:  # else the queue has logged it
+            with request_context(request_id):
+                log.error("%s failed unexpectedly.", request.method, exc_info=error)
+        answer = refusal(service, error, request_id)
+        answer.headers["Connection"] = "close"
+        return answer
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -12,7 +12,8 @@ from stepaudio.api import build_app
 from stepaudio.errors import WeightsError
 from stepaudio.service import Service
 from stepaudio.settings import Settings
-from tests.api.kit import SHORT
+from tests.api.kit import RECORDING, SHORT
+from tests.api.test_stream import told
 
 
 def test_alive_at_once_and_ready_only_once_warm(kept_engine, tmp_path):
@@ -98,6 +99,22 @@ def test_what_is_not_there_is_told_by_the_api_and_not_the_page(client, method, p
     assert answer.json()["error"]["message"] == sentence
     assert answer.headers.get("allow") == allowed
     assert answer.headers["x-request-id"]
+
+
+def test_a_bug_is_told_as_an_error_object_whose_id_is_in_the_log(client, service, monkeypatch, caplog):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(service.engine.pipeline, "edit", broken)
+    monkeypatch.setattr(service.voices, "list", broken)
+    for answer in (
+        client.post("/v1/audio/edits", data={"task": "denoise"}, files={"audio": ("a.wav", RECORDING)}),
+        client.get("/v1/voices"),
+    ):
+        request_id = answer.headers["x-request-id"]
+        assert (answer.status_code, told(answer)["code"]) == (500, "internal_error")
+        assert told(answer)["message"] == f"Internal error, request {request_id}: the server's log says more."
+        assert "ZeroDivisionError" in caplog.text
 
 
 def test_no_other_origin_may_read_anything(client):
