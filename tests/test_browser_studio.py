@@ -85,6 +85,9 @@ def test_a_voice_that_is_saved_is_cloned_with_and_outlives_the_server(browser, s
         assert "Cache hit" in again.locator("#run").inner_text()  # it was encoded when it was saved
         again.locator("#presets").get_by_text("Ada").click()
         again.wait_for_function("() => document.querySelector('#transcript textarea').value === 'Ada speaks.'")
+        again.locator("#voice input").click()
+        again.get_by_role("option", name="New voice").click()
+        again.wait_for_function("() => document.querySelector('#transcript textarea').value === ''")
 
 
 def test_a_chain_of_three_edits_with_a_branch_and_the_original_again(page, recordings):  # noqa: F811
