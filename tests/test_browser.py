@@ -221,7 +221,7 @@ def test_a_bad_file_gives_one_readable_sentence_and_the_next_request_works(
 
 def test_missing_fields_are_named(page):
     ask(page, "Hello.")
-    page.locator("#error").get_by_text("upload or record a reference").wait_for()
+    page.locator("#error").get_by_text("Please choose a voice, or upload or record one").wait_for()
 
 
 def test_an_error_and_a_result_are_read_aloud(page, recordings):
@@ -232,9 +232,9 @@ def test_an_error_and_a_result_are_read_aloud(page, recordings):
     now = "() => window.places.map((place) => place.isConnected ? place.innerText : 'gone')"
     assert page.evaluate(now) == ["", ""]
     ask(page, "Hello.")
-    page.locator("#error").get_by_text("upload or record a reference").wait_for()
+    page.locator("#error").get_by_text("Please choose a voice, or upload or record one").wait_for()
     alert, status = page.evaluate(now)
-    assert "upload or record a reference" in alert
+    assert "Please choose a voice, or upload or record one" in alert
     assert status == ""
     clone(page, recordings["a"])
     alert, status = page.evaluate(now)

@@ -146,3 +146,11 @@ def test_the_report_has_a_row_for_each_stage_and_no_foreign_markup(language):
 def test_the_report_of_a_stream_says_when_its_first_sound_was_ready():
     assert "The first sound was ready after 0.43 s." in run_report(replace(synthesis(), first_sound=0.432), "en")
     assert "first sound" not in run_report(synthesis(), "en")
+
+
+def test_the_summary_of_takes_tells_all_the_sound_that_was_made_in_the_time():
+    alone = synthesis()
+    seconds, total = alone.waveform.seconds, alone.timings.total
+    words = f"{3 * seconds:.2f} s of sound in {total:.2f} s (RTF {total / (3 * seconds):.3f})"
+    assert words in run_report(replace(alone, beside_seconds=2 * seconds), "en")
+    assert words not in run_report(alone, "en")

@@ -123,6 +123,7 @@ CHINESE: Mapping[str, str] = MappingProxyType(
         "step_2": "输入要说的话。笑声等声音可一键插入。",
         "step_3": "点击生成。声音边生成边播放；之后可以编辑、对比或下载。",
         "notice": "请仅克隆已获得本人同意的声音，并在向他人播放时加以说明。",
+        "no_voice": "请先选择一个声音，或者上传、录制参考音频。",
         "no_reference": "请先上传或录制参考音频。",
         "first_sound": "首段声音在 {seconds:.2f} 秒后就绪。",
         "summary": "生成 {seconds:.2f} 秒声音，用时 {total:.2f} 秒（RTF {rtf:.3f}），种子 {seed}，{stopped}。",

@@ -93,6 +93,7 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "step_2": "Type what it shall say. Sounds such as a laugh can be put in with one click.",
         "step_3": "Generate. The sound plays while it is being made; then edit it, compare it or take it home.",
         "notice": "Only clone voices of people who agreed to it, and say so where others hear the result.",
+        "no_voice": "Please choose a voice, or upload or record one first.",
         "no_reference": "Please upload or record a reference first.",
         "first_sound": "The first sound was ready after {seconds:.2f} s.",
         "summary": "{seconds:.2f} s of sound in {total:.2f} s (RTF {rtf:.3f}), seed {seed}, {stopped}.",

@@ -111,7 +111,7 @@ def read_source(service: Service, source: Source, language: Language) -> Given:
         preset, data = service.presets.load(choice.removeprefix(PRESET))
         return Given(data, source.transcript or preset.transcript)
     if not source.audio_path:
-        raise InvalidInput(say(language, "no_reference"))
+        raise InvalidInput(say(language, "no_voice"))
     check_consent(service.settings, source.consent, language)
     return Given(read_upload(service.settings, source.audio_path), source.transcript)
 

@@ -31,7 +31,7 @@ def run_summary(synthesis: Synthesis, language: Language) -> str:
     summary = say(
         language,
         "summary",
-        seconds=synthesis.waveform.seconds,
+        seconds=synthesis.made_seconds,
         total=synthesis.timings.total,
         rtf=synthesis.rtf,
         seed=synthesis.seed,
