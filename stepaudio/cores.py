@@ -50,6 +50,6 @@ def _limit(group: Path) -> Iterator[float]:
 def _read(path: Path) -> str:
     """Return what stands in a file, "" where there is none that may be read."""
     try:
-        return path.read_text(encoding="ascii").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""

@@ -75,5 +75,11 @@ def test_where_the_system_tells_nothing_hardware_threads_count(tmp_path: Path, m
     assert core_count(tmp_path) == 1
 
 
+def test_a_group_of_any_name_is_no_obstacle(machine: Path) -> None:
+    (machine / "proc/self").mkdir(parents=True)
+    (machine / "proc/self/cgroup").write_bytes(b"0::/\xff\xfe/..\n")
+    assert core_count(machine) == 4
+
+
 def test_this_machine_has_some() -> None:
     assert 1 <= core_count() <= (os.cpu_count() or 1)
