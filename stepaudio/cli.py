@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     clone = commands.add_parser(
         "clone",
         help="speak a text in a voice",
-        description="Speak a text in the voice of a recording or a saved voice.",
+        description="Speak a text in the voice of a recording, a saved voice or a preset.",
     )
     speak.add_clone_arguments(clone)
     clone.set_defaults(run=speak.run_clone)

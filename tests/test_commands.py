@@ -167,6 +167,14 @@ def test_a_preset_speaks_by_its_name_and_its_id_with_its_own_words(stepaudio, pr
     assert stepaudio("edit", "style", "whisper", "--voice", name, "-o", tmp_path / "d.wav", *QUICK) == 0
 
 
+def test_a_saved_voice_is_not_given_the_name_of_a_preset(stepaudio, presets, capsys):
+    folder = VoiceFolder.of(Settings())
+    saved = folder.save(VoiceDraft(b"", "Mine", "words"), voice(1.0))
+    assert stepaudio("voices", "rename", "Mine", "grace") == 2
+    assert "is a voice that came with the weights" in capsys.readouterr().err
+    assert folder.list() == (saved,)
+
+
 def test_a_saved_voice_comes_before_a_preset_of_its_name_and_both_are_listed(stepaudio, presets, tmp_path, capsys):
     saved = VoiceFolder.of(Settings()).save(VoiceDraft(b"", "Ada", "the words of it"), voice(1.0, pitch=300.0)).id
     for name, own in (("Ada", "a.wav"), (saved, "b.wav"), ("2-ada", "c.wav")):

@@ -101,6 +101,7 @@ def _remove(parsed: argparse.Namespace, settings: Settings) -> int:
 
 def _rename(parsed: argparse.Namespace, settings: Settings) -> int:
     folder = VoiceFolder.of(settings)
+    folder.reserve(name for preset in _presets(settings) for name in (preset.id, preset.name))
     folder.rename(folder.find(parsed.voice).id, parsed.name)
     return 0
 
