@@ -41,7 +41,7 @@ def test_the_lines_for_curl_do_what_the_readme_says(client, url, folder):
         done = subprocess.run(line.replace(ADDRESS, url), shell=True, cwd=folder, capture_output=True, timeout=120)
         assert done.returncode == 0, (line, done.stderr.decode())
         said.append(done.stdout)
-    assert json.loads(said[0])["name"] == "Ada"
+    assert json.loads(said[0])["name"] == "Jane"
     for name in ("spoken.mp3", "happy.wav", "unsaved.wav"):
         samples, rate = soundfile.read(folder / name)
         assert rate == 24_000
@@ -55,7 +55,7 @@ def test_the_lines_for_curl_do_what_the_readme_says(client, url, folder):
 
 def test_the_lines_for_openais_client_do_what_the_readme_says(client, url, folder, monkeypatch):
     if not client.get("/v1/voices").json()["data"]:  # what the first line for curl does
-        form = {"name": "Ada", "transcript": "the words"}
+        form = {"name": "Jane", "transcript": "the words"}
         assert client.post("/v1/voices", data=form, files={"audio": ("ada.wav", RECORDING)}).status_code == 200
     monkeypatch.chdir(folder)
     (folder / "spoken.wav").unlink(missing_ok=True)
