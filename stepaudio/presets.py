@@ -64,6 +64,15 @@ class PresetFolder:
         except OSError as error:
             raise InvalidInput(f"The preset voice {preset.name!r} cannot be read: {error.strerror}.") from error
 
+    def find(self, name_or_id: str) -> tuple[Preset, bytes]:
+        """Return the first preset of this id or name as load() does; raises NotFound where there is none."""
+        found = next((preset for preset in self.list() if name_or_id in (preset.id, preset.name)), None)
+        return self.load(found.id if found is not None else name_or_id)
+
+    def names(self) -> tuple[str, ...]:
+        """Return all by which presets are known: their ids and their names."""
+        return tuple(name for preset in self.list() for name in (preset.id, preset.name))
+
     def _add(self, path: Path) -> None:
         if not _ID.fullmatch(path.stem):
             raise ValueError("its name may hold letters, digits, dots, dashes and underscores only")

@@ -58,18 +58,12 @@ def _lines(synthesis: Synthesis, waited: float, further: Sequence[Synthesis], de
             lines.extend(_child_lines(child, depth))
     wait = f", waited {waited:.3f}s in the queue" if waited >= 0.0005 else ""
     first = f"first sound {synthesis.first_sound:.3f}s, " if synthesis.first_sound is not None else ""
-    seconds = _seconds(synthesis, further)
     takes = f" in {1 + len(further)} takes" if further else ""
     lines.append(
-        f"   audio {seconds:.2f}s{takes}, RTF {total / seconds:.3f}, {first}seed {synthesis.seed}, "
+        f"   audio {synthesis.made_seconds:.2f}s{takes}, RTF {synthesis.rtf:.3f}, {first}seed {synthesis.seed}, "
         f"stopped: {synthesis.stopped}{wait}"
     )
     return lines
-
-
-def _seconds(synthesis: Synthesis, further: Sequence[Synthesis]) -> float:
-    """Return how much sound a request made in all."""
-    return synthesis.waveform.seconds + sum(take.waveform.seconds for take in further)
 
 
 def _child_lines(stage: Stage, depth: int, indent: int = 7) -> list[str]:
@@ -92,7 +86,6 @@ def request_record(
     """Return the same facts as a JSON-ready object (STEPAUDIO_LOG_FORMAT=json)."""
     encoding = synthesis.encoding
     first = synthesis.first_sound
-    seconds = _seconds(synthesis, further)
     return {
         "event": "request",
         "task": task,
@@ -106,8 +99,8 @@ def request_record(
         "total_seconds": round(synthesis.timings.total, 6),
         "queue_seconds": round(waited, 6),
         "stages": [_stage_record(stage) for stage in synthesis.timings.stages],
-        "audio_seconds": round(seconds, 3),
-        "rtf": round(synthesis.timings.total / seconds, 4),
+        "audio_seconds": round(synthesis.made_seconds, 3),
+        "rtf": round(synthesis.rtf, 4),
         **({"takes": 1 + len(further)} if further else {}),
         **({"first_sound_seconds": round(first, 6)} if first is not None else {}),
         "seed": synthesis.seed,

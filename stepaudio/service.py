@@ -283,7 +283,7 @@ class Service:
             log.error("The engine could not be loaded: %s", error)
         else:
             self._presets = PresetFolder(engine.weights.path)
-            self.voices.reserve(name for preset in self._presets.list() for name in (preset.id, preset.name))
+            self.voices.reserve(self._presets.names())
             self._engine = engine
             log.info("Ready after %.1f s: %s", time.perf_counter() - start, engine.summary)
         finally:

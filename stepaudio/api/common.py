@@ -68,11 +68,11 @@ def in_voice(service: Service, asked: R, name_or_id: str) -> R:
     try:
         return replace(asked, voice=service.voices.find(name_or_id).id)
     except NotFound as error:
-        for preset in service.presets.list():
-            if name_or_id in (preset.id, preset.name):
-                preset, audio = service.presets.load(preset.id)
-                return replace(asked, audio=audio, transcript=asked.transcript or preset.transcript)
-        raise NotFound(f"{error} GET /v1/voices lists those that there are.") from error
+        try:
+            preset, audio = service.presets.find(name_or_id)
+        except NotFound:
+            raise NotFound(f"{error} GET /v1/voices lists those that there are.") from error
+        return replace(asked, audio=audio, transcript=asked.transcript or preset.transcript)
 
 
 def check_consent(service: Service, given: str) -> None:

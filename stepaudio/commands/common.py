@@ -106,12 +106,11 @@ def voice_of(name_or_id: str, settings: Settings, transcript: str = "") -> Sourc
     try:
         return Source(b"", VoiceFolder.of(settings).find(name_or_id).id, transcript)
     except NotFound as error:
-        presets = presets_of(settings)
-        for preset in presets.list():
-            if name_or_id in (preset.id, preset.name):
-                preset, audio = presets.load(preset.id)
-                return Source(audio, "", transcript or preset.transcript)
-        raise NotFound(f"{error} The command 'voices list' shows those that there are.") from error
+        try:
+            preset, audio = presets_of(settings).find(name_or_id)
+        except NotFound:
+            raise NotFound(f"{error} The command 'voices list' shows those that there are.") from error
+        return Source(audio, "", transcript or preset.transcript)
 
 
 def presets_of(settings: Settings) -> PresetFolder:

@@ -11,7 +11,7 @@ from pathlib import Path
 from stepaudio.commands import common
 from stepaudio.errors import WeightsError
 from stepaudio.files import read_file, write_file
-from stepaudio.presets import Preset
+from stepaudio.presets import PresetFolder
 from stepaudio.settings import Settings, add_flags
 from stepaudio.voices import VoiceDraft, VoiceFolder, read_export
 
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(parsed: argparse.Namespace, settings: Settings) -> int:
-    voices, presets = VoiceFolder.of(settings).list(), _presets(settings)
+    voices, presets = VoiceFolder.of(settings).list(), _presets(settings).list()
     if parsed.json:
         records = [{**asdict(voice), "preset": False} for voice in voices]
         unknown = {"consent": "", "seconds": None, "created": None}
@@ -75,13 +75,13 @@ def _list(parsed: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _presets(settings: Settings) -> tuple[Preset, ...]:
-    """Return the voices that came with the weights; without weights the saved ones are shown all the same."""
+def _presets(settings: Settings) -> PresetFolder:
+    """Return the voices that came with the weights: none where there are no weights, which is told."""
     try:
-        return common.presets_of(settings).list()
+        return common.presets_of(settings)
     except WeightsError as error:
         sys.stderr.write(f"{error}\n")
-        return ()
+        return PresetFolder(None)
 
 
 def _add(parsed: argparse.Namespace, settings: Settings) -> int:
@@ -101,7 +101,7 @@ def _remove(parsed: argparse.Namespace, settings: Settings) -> int:
 
 def _rename(parsed: argparse.Namespace, settings: Settings) -> int:
     folder = VoiceFolder.of(settings)
-    folder.reserve(name for preset in _presets(settings) for name in (preset.id, preset.name))
+    folder.reserve(_presets(settings).names())
     folder.rename(folder.find(parsed.voice).id, parsed.name)
     return 0
 

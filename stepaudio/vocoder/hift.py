@@ -101,8 +101,9 @@ class HarmonicSource(nn.Module):
         # Levels are one number a frame: frames get an axis of their own instead of levels for every sample.
         frames = (f0.shape[1], config.frame_samples)
         sines = F.linear(torch.sin(phase), weight).unflatten(1, frames)  # (B, T, S, 1)
-        loudness = (voiced * config.sine_level)[:, :, None], (noise_level * weight.norm())[:, :, None]
-        source = torch.addcmul(sines * loudness[0], noise.unflatten(1, frames), loudness[1]).flatten(1, 2)
+        sines = sines * (voiced * config.sine_level)[:, :, None]
+        noise_level = (noise_level * weight.norm())[:, :, None]
+        source = torch.addcmul(sines, noise.unflatten(1, frames), noise_level).flatten(1, 2)
         return torch.tanh(source + self.l_linear.bias).transpose(1, 2)
 
 
