@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from stepaudio.speech_stream import NumberQueue, ShouldStop, SpeechStream
 from stepaudio.timing import StageTimer
 from stepaudio.tokens import GROUP, cut_to_groups
 from stepaudio.types import IntArray, Synthesis, Waveform
-from stepaudio.vocoder.vocoder import Vocoder
+from stepaudio.vocoder.vocoder import FlowOrder, Vocoder
 
 Progress = Callable[[str, float], None]
 """Hears (stage, fraction done of it)."""
@@ -155,19 +156,15 @@ class Speaker:
         jobs = [(order, tokens) for order, answer in zip(orders, answers, strict=True) for tokens in answer.tokens]
         progress(FLOW, 0.0)
         with timer.stage(FLOW) as stage:
-            mels = [
-                self._vocoder.flow(
-                    tokens,
-                    order.prompt,
-                    order.encoding.mel,
-                    order.encoding.speaker,
-                    seed=order.seed,
-                    steps=flow_steps,
-                    progress=_part(progress, FLOW, number, len(jobs)),
-                    should_stop=should_stop,
-                )
-                for number, (order, tokens) in enumerate(jobs)
-            ]
+            mels = self._vocoder.flow_many(
+                [
+                    FlowOrder(tokens, order.prompt, order.encoding.mel, order.encoding.speaker, order.seed)
+                    for order, tokens in jobs
+                ],
+                steps=flow_steps,
+                progress=partial(progress, FLOW),
+                should_stop=should_stop,
+            )
             stage.note = _steps(flow_steps)
         progress(VOCODER, 0.0)
         with timer.stage(VOCODER):

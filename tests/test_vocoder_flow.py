@@ -86,9 +86,11 @@ def test_without_guidance_nothing_is_computed_that_has_no_weight(
     decoder = recorded.flow.decoder
     estimate, seen = decoder.estimator.forward, []
 
-    def counted(x: torch.Tensor, projected: torch.Tensor, modulation: Modulation, step: int) -> torch.Tensor:
+    def counted(
+        x: torch.Tensor, projected: torch.Tensor, modulation: Modulation, step: int, present: torch.Tensor | None
+    ) -> torch.Tensor:
         seen.append(len(projected))
-        return estimate(x, projected, modulation, step)
+        return estimate(x, projected, modulation, step, present)
 
     monkeypatch.setattr(decoder.estimator, "forward", counted)
     monkeypatch.setattr(decoder, "guidance", 1e-12)

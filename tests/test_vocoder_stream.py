@@ -3,18 +3,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stepaudio.errors import Cancelled, GenerationError, InvalidInput
 from stepaudio.tiny.vocoder import write_vocoder
 from stepaudio.tokens import GROUP, pad_to_groups_as_upstream, rows
 from stepaudio.vocoder.conformer import relative_positions
 from stepaudio.vocoder.hift import HiFT
+from stepaudio.vocoder.lane import Lane
 from stepaudio.vocoder.noise import FLOW_NOISE, SOURCE_NOISE, Noise, draw_noise
 from stepaudio.vocoder.sound_stream import Joins, SoundStream, seamless
 from stepaudio.vocoder.stream import StreamConfig, VocoderStream, Voice
@@ -83,7 +86,7 @@ def recorded_stream(recorded: Recordings, render: RecordedRenderer) -> VocoderSt
 
     voice = Voice(rows(recorded["in.prompt_token"].numpy()), recorded["in.prompt_feat"], recorded["in.embedding"])
     sound = SoundStream(render, joins, channels=80, samples=FRAME, device=CPU)
-    return VocoderStream(recorded.flow, sound, voice, noise, steps=10, config=StreamConfig())
+    return VocoderStream(recorded.flow, sound, voice, noise, Lane(CPU), steps=10, config=StreamConfig())
 
 
 def test_with_its_joins_and_noise_the_stream_is_that_of_the_recording(recorded: Recordings) -> None:
@@ -457,3 +460,49 @@ def test_outside_inference_mode_a_stream_works_as_well(vocoder: Vocoder) -> None
     with torch.inference_mode(False):
         sound = np.concatenate(heard(stream_of(vocoder), speech(7).numbers))
     assert len(sound) == 7 * GROUP_SAMPLES
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------
+
+
+class WatchedLane(Lane):
+    """Tells whether it is taken."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU)
+        self.open = False
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        self.open = True
+        with super().taken():
+            yield
+        self.open = False
+
+
+class Operations(TorchDispatchMode):
+    """Counts torch's operations: those in the lane, and those outside."""
+
+    def __init__(self, lane: WatchedLane) -> None:
+        super().__init__()
+        self.lane, self.inside, self.outside = lane, 0, list[str]()
+
+    def __torch_dispatch__(self, operation, kinds, arguments=(), named=None):
+        if self.lane.open:
+            self.inside += 1
+        else:
+            self.outside.append(str(operation))
+        return operation(*arguments, **(named or {}))
+
+
+def test_all_that_a_stream_computes_goes_into_its_lane(vocoder: Vocoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that on a GPU nothing of it waits behind the language model, or misses what was computed elsewhere."""
+    lane = WatchedLane()
+    monkeypatch.setattr(vocoder, "_lane", lane)
+    mel, speaker = voice_of()
+    with Operations(lane) as operations:
+        stream = vocoder.stream(speech(3, seed=1), mel, speaker, seed=7, steps=2)
+        pieces = [stream.push(speech(30).numbers), stream.finish()]
+    assert sum(map(len, pieces)) == 30 * GROUP_SAMPLES
+    assert operations.outside == []
+    assert operations.inside > 1000

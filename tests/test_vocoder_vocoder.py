@@ -13,7 +13,7 @@ from stepaudio.tiny.vocoder import write_vocoder
 from stepaudio.tokens import pad_to_groups_as_upstream
 from stepaudio.types import SpeechTokens, Waveform
 from stepaudio.vocoder.noise import FLOW_NOISE, SOURCE_NOISE, draw_noise
-from stepaudio.vocoder.vocoder import Vocoder, load_vocoder
+from stepaudio.vocoder.vocoder import FlowOrder, Vocoder, _side_by_side, load_vocoder
 from tests.vocoder_recordings import MEL, Recordings, assert_close, speech, voice_of
 
 CPU = torch.device("cpu")
@@ -90,6 +90,105 @@ def test_calls_side_by_side_do_not_disturb_each_other(vocoder: Vocoder) -> None:
         together = list(pool.map(lambda groups: spoken(vocoder, groups, seed=groups).samples, (2, 3, 4, 5)))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def several(*groups: int) -> list[FlowOrder]:
+    """Return orders of other tokens, prompts, voices and seeds; so many groups each."""
+    orders = []
+    for number, count in enumerate(groups):
+        mel, speaker = voice_of(seed=number, frames=30 + 5 * number)
+        prompt = speech(3 + number % 3, seed=10 + number)
+        orders.append(FlowOrder(speech(count, seed=number), prompt, mel, speaker, seed=number))
+    return orders
+
+
+def alone(vocoder: Vocoder, order: FlowOrder, steps: int) -> torch.Tensor:
+    return vocoder.flow(
+        order.tokens, order.prompt_tokens, order.prompt_mel, order.speaker, seed=order.seed, steps=steps
+    )
+
+
+def at_once(vocoder: Vocoder, rows: int) -> Vocoder:
+    """Return the same networks, which take so many rows at once."""
+    return Vocoder(vocoder.config, vocoder._flow, vocoder._hift, CPU, rows_at_once=rows)
+
+
+@pytest.mark.parametrize("groups", [(4, 4, 4), (9, 1, 4, 5, 2), (1, 40), (3,)])
+@pytest.mark.parametrize("rows", [1, 60, 10_000])
+def test_mels_made_side_by_side_are_those_made_alone(vocoder: Vocoder, groups: tuple[int, ...], rows: int) -> None:
+    orders = several(*groups)
+    together = at_once(vocoder, rows).flow_many(orders, steps=3)
+    for order, mel in zip(orders, together, strict=True):
+        expected = alone(vocoder, order, 3)
+        assert mel.shape == (1, 80, MEL_FRAMES_PER_GROUP * order.tokens.groups)
+        assert_close(mel, expected, 1e-5)
+
+
+def test_sounds_of_the_recorded_size_side_by_side_agree_with_the_recording(
+    conformance: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = Recordings(conformance)
+    vocoder = at_once(load_vocoder(conformance / "vocoder" / "CosyVoice-300M-25Hz", CPU), 10_000)
+    monkeypatch.setattr(
+        "stepaudio.vocoder.vocoder.draw_noise",
+        lambda seed, stream, length, channels: (
+            recorded.noise() if seed == 0 else draw_noise(seed, stream, length, channels)
+        ),
+    )
+    told = FlowOrder(
+        SpeechTokens(pad_to_groups_as_upstream(recorded["in.token"].numpy())),
+        SpeechTokens(recorded["in.prompt_token"].numpy()),
+        recorded["in.prompt_feat"][0].numpy(),
+        recorded["in.embedding"][0].numpy(),
+        seed=0,
+    )
+    shorter, longer = several(0, 2, 50)[1:]
+    assert vocoder.config.flow.guidance > 0, "the rows without conditions are filled up, too"
+    assert_close(vocoder.flow_many([longer, told, shorter])[1], recorded["out.mel"], MEL)
+
+
+def test_sounds_side_by_side_take_as_many_steps_as_one(vocoder: Vocoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    estimator = vocoder._flow.decoder.estimator
+    estimate, sizes = estimator.forward, []
+
+    def counted(x: torch.Tensor, *rest: object) -> torch.Tensor:
+        sizes.append(len(x))
+        return estimate(x, *rest)
+
+    monkeypatch.setattr(estimator, "forward", counted)
+    at_once(vocoder, 10_000).flow_many(several(4, 5, 6), steps=2)
+    assert sizes == [3, 3]
+    sizes.clear()
+    vocoder.flow_many(several(4, 5, 6), steps=2)
+    assert sizes == [1] * 6, "a CPU takes one after another"
+
+
+def test_no_more_rows_than_allowed_go_at_once_and_the_filling_counts() -> None:
+    for lengths, most, expected in (
+        ([5, 5, 5, 5], 10, [[0, 1], [2, 3]]),
+        ([9, 2, 3], 9, [[1, 2], [0]]),
+        ([30, 1], 10, [[1], [0]]),
+        ([], 10, []),
+    ):
+        assert list(_side_by_side(lengths, most)) == expected
+
+
+def test_the_progress_of_several_sounds_rises_to_one_and_a_stop_ends_all(vocoder: Vocoder) -> None:
+    heard: list[float] = []
+    at_once(vocoder, 60).flow_many(several(4, 5, 30), steps=2, progress=heard.append)
+    assert heard == pytest.approx([1 / 3, 2 / 3, 5 / 6, 1.0])
+    with pytest.raises(Cancelled):
+        at_once(vocoder, 60).flow_many(several(4, 5, 30), steps=2, should_stop=lambda: len(heard) > 0)
+
+
+def test_one_bad_sound_among_several_is_told(vocoder: Vocoder) -> None:
+    orders = several(4, 0)
+    with pytest.raises(GenerationError, match="produced no sound"):
+        vocoder.flow_many(orders, steps=1)
+    broken = several(4, 4)
+    broken[1].prompt_mel[:] = np.nan
+    with pytest.raises(GenerationError, match="not finite"):
+        at_once(vocoder, 1000).flow_many(broken, steps=1)
 
 
 def test_the_prompt_decides_over_the_voice(vocoder: Vocoder) -> None:

@@ -82,7 +82,8 @@ class Recordings:
         return len(self["out.prompt_token_reshaped"])
 
     def conditions(self) -> Tensor:
-        return self.flow.conditions(self.rows, self.prompt_rows, self["in.prompt_feat"], self["in.embedding"])
+        prompt = self.flow.prompt(self["in.prompt_feat"], self.prompt_rows, self.rows.shape[1])
+        return self.flow.conditions(self.rows, prompt, self["in.embedding"])
 
     def noise(self) -> Tensor:
         """The recorded noise of all frames, (1, 132, 80)."""

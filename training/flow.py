@@ -85,19 +85,6 @@ class Trainee(nn.Module):
             estimator.in_proj.weight[:, :MELS] /= MEL_SPREAD
             estimator.in_proj.weight[:, 3 * MELS :] /= MEL_SPREAD
 
-    def conditions(self, rows: torch.Tensor, speaker: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """Return the conditions (B, T, 3 M): mu, voice and prompt beside each other.
-
-        rows: int64 (B, L, 2).   speaker: (B, 192).   prompt: mel with zeros after it (B, T, M).
-        """
-        return self.beside(self.flow.encoder(self.flow.input_embedding(rows)), speaker, prompt)
-
-    def beside(self, features: torch.Tensor, speaker: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """Return the conditions (B, T, 3 M) of the encoder's features (B, T, D)."""
-        mu = self.flow.encoder_proj(features)
-        voice = self.flow.spk_embed_affine_layer(F.normalize(speaker, dim=1))
-        return torch.cat((mu, voice[:, None].expand_as(mu), prompt), dim=-1)
-
     def forward(self, mixed: torch.Tensor, conditions: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """Return the velocity (B, T, M) of the noisy mel ``mixed`` (B, T, M) at ``times`` (B,)."""
         with torch.autocast(mixed.device.type, torch.bfloat16):
@@ -194,7 +181,7 @@ def loss_of(
         one.to(place, non_blocking=True) for one in (rows, mel, speaker, prompt, noise, begin)
     )
     with torch.autocast(place.type, torch.bfloat16):
-        conditions = model.conditions(rows, speaker, prompt)
+        conditions = model.flow.conditions(rows, prompt, speaker)
     if expected_only:
         return F.l1_loss(noise + model(noise, conditions, begin), mel)
     with torch.no_grad():

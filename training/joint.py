@@ -327,7 +327,7 @@ def given_back(model: Joint, lesson: Lesson) -> tuple[torch.Tensor, torch.Tensor
     embedded = model.embedded(lesson.heard)
     with torch.autocast(place.type, torch.bfloat16):
         features = model.trainee.flow.encoder(embedded)
-        conditions = model.trainee.beside(features, lesson.voices, lesson.prompt)
+        conditions = model.trainee.flow.beside(features, lesson.voices, lesson.prompt)
     begin_ = torch.zeros(len(lesson.mel), device=place)
     return lesson.noise + model.trainee(lesson.noise, conditions, begin_), features, conditions
 

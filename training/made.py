@@ -43,7 +43,7 @@ def made(flow: Flow, clip: Spoken, speaker: np.ndarray, steps: int, generator: t
     prompt_rows = int(PROMPT_SHARE * rows.shape[1])
     prompt = torch.from_numpy(np.asarray(clip.mel[: ROW_FRAMES * prompt_rows, :MELS], np.float32))[None]
     noise = torch.randn((1, ROW_FRAMES * rows.shape[1], MELS), generator=generator)
-    conditions = flow.conditions(rows, prompt_rows, prompt, torch.from_numpy(speaker)[None])
+    conditions = flow.conditions(rows, flow.prompt(prompt, prompt_rows, rows.shape[1]), torch.from_numpy(speaker)[None])
     mel = flow.decoder(noise, conditions, steps=steps)[0].numpy()
     return np.column_stack((mel, clip.mel[: len(mel), MELS])).astype(np.float16)
 

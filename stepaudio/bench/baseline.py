@@ -216,10 +216,13 @@ class PlainSolver(nn.Module):
         conditions: Tensor,
         *,
         steps: int,
+        present: Tensor | None = None,
         progress: Progress | None = None,
         should_stop: ShouldStop | None = None,
     ) -> Tensor:
         """Return mel (1, T, M) from noise (1, T, M) and conditions (1, T, 3M), by ``steps`` Euler steps."""
+        if len(noise) > 1 or present is not None:
+            raise ValueError("The original's solver takes one sound at a time.")
         times, sizes = schedule(steps)
         # Without guidance the product saves the second row. So does this: it is a trait of some weights, no switch.
         rows = conditions if self.guidance == 0 else torch.cat((conditions, torch.zeros_like(conditions)))

@@ -154,8 +154,8 @@ EN: dict[str, str] = {
     "ours_batched": "ours, in batches of {batch}",
     "scenario_1_note": (
         "Estimated from the medians of {runs} runs. Measured ({batch_runs} runs): {batch} texts in one batch {texts}, "
-        "{batch} takes of one text {takes}, one text {one}; only the language model works side by side, flow and "
-        "vocoder go through one sound after another."
+        "{batch} takes of one text {takes}, one text {one}. Side by side work the language model and, on a GPU, the "
+        "flow; the rest goes through one sound after another."
     ),
     "scenario_2": "2. {requests:,} requests a day, 70 % hits",
     "mean": "Mean",

@@ -146,7 +146,7 @@ ZH: dict[str, str] = {
     "ours_batched": "我们，每批 {batch} 段",
     "scenario_1_note": (
         "由 {runs} 次运行的中位数估算。实测（{batch_runs} 次）：一批 {batch} 段文本 {texts}，"
-        "同一文本 {batch} 个版本 {takes}，一段文本 {one}；只有语言模型并排工作，flow 和声码器逐个处理。"
+        "同一文本 {batch} 个版本 {takes}，一段文本 {one}；并排工作的是语言模型，在 GPU 上还有 flow；其余部分逐个处理。"
     ),
     "scenario_2": "2. 每天 {requests:,} 个请求，70 % 命中",
     "mean": "平均",

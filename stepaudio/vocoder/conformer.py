@@ -4,6 +4,9 @@ A conformer without convolution modules: pre-norm attention with relative positi
 al. 2019, https://arxiv.org/abs/1901.02860) and a feed-forward part, six layers before and four after a
 doubling of the rate. Attention is full. Attribute names are those of the weights file.
 
+Sounds of several lengths lie side by side as rows of one table, the shorter ones filled up at their ends. ``present``
+tells what is no filling, bool (B, L); None: all. What is computed for the filling means nothing and changes nothing.
+
 In a stream the rows come in pieces: ``extend`` takes the next piece and what the pieces before it left, and
 attends to them and to itself.
 """
@@ -80,9 +83,9 @@ class RelativeAttention(nn.Module):
         self.pos_bias_u = nn.Parameter(torch.zeros(heads, width // heads))
         self.pos_bias_v = nn.Parameter(torch.zeros(heads, width // heads))
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, present: Tensor | None = None) -> Tensor:
         """Return (B, T, D) from x (B, T, D) and positions (2T-1, D)."""
-        return self._attend(x, positions, *self._keys(x))
+        return self._attend(x, positions, *self._keys(x), present)
 
     def extend(self, x: Tensor, positions: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """Return (B, T, D) and all keys above values, (2, B, H, K, d).
@@ -95,7 +98,9 @@ class RelativeAttention(nn.Module):
     def _keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._split(self.linear_k(x)), self._split(self.linear_v(x))  # (B, H, T, d) each
 
-    def _attend(self, x: Tensor, positions: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(
+        self, x: Tensor, positions: Tensor, key: Tensor, value: Tensor, present: Tensor | None = None
+    ) -> Tensor:
         """Return (B, T, D), where x (B, T, D) are the last T of the K frames of key and value (B, H, K, d)."""
         length, keys = x.shape[1], key.shape[2]
         query = self.linear_q(x).unflatten(-1, (self.heads, -1))  # (B, T, H, d)
@@ -110,6 +115,8 @@ class RelativeAttention(nn.Module):
             # The distances that these queries have to any key; K - 1 down to 1 - T stand in the table.
             reach = place[..., length - end : keys + length - 1 - begin]  # (1, H, d, K + N - 1)
             bias = by_distance(placed[:, :, begin:end] @ reach)  # (B, H, N, K)
+            if present is not None:
+                bias = bias.masked_fill(~present[:, None, None], -math.inf)
             mixed.append(
                 F.scaled_dot_product_attention(content[:, :, begin:end], key, value, attn_mask=bias, scale=scale)
             )
@@ -141,8 +148,8 @@ class EncoderLayer(nn.Module):
         self.norm_ff = nn.LayerNorm(width, eps=LAYER_EPS)
         self.norm_mha = nn.LayerNorm(width, eps=LAYER_EPS)
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        x = x + self.self_attn(self.norm_mha(x), positions)
+    def forward(self, x: Tensor, positions: Tensor, present: Tensor | None = None) -> Tensor:
+        x = x + self.self_attn(self.norm_mha(x), positions, present)
         return x + self.feed_forward(self.norm_ff(x))
 
     def extend(self, x: Tensor, positions: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,17 +228,23 @@ class UpsampleConformerEncoder(nn.Module):
             EncoderLayer(width, config.heads, config.linear_units) for _ in range(config.up_blocks)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
         """Return (B, factor * L, D) from embedded rows x (B, L, input size)."""
-        x = self.pre_lookahead_layer(self.embed(x))  # (B, L, D)
+        x = self.embed(x)
+        if present is not None:
+            # Behind a sound's end the look-ahead finds zeros, as it does when the sound is alone.
+            x = x.masked_fill(~present[:, :, None], 0.0)
+        x = self.pre_lookahead_layer(x)  # (B, L, D)
         positions = relative_positions(x.shape[1], x.shape[2], x.device)
         for layer in self.encoders:
-            x = layer(x, positions)  # (B, L, D)
+            x = layer(x, positions, present)  # (B, L, D)
         x = self.up_layer(x.transpose(1, 2)).transpose(1, 2)  # (B, 2L, D)
         x = self.up_embed(x)
         positions = relative_positions(x.shape[1], x.shape[2], x.device)
+        if present is not None:
+            present = present.repeat_interleave(self.up_layer.factor, dim=1)  # (B, 2L)
         for layer in self.up_encoders:
-            x = layer(x, positions)  # (B, 2L, D)
+            x = layer(x, positions, present)  # (B, 2L, D)
         return self.after_norm(x)
 
     def beginning(self, like: Tensor) -> EncoderPast:

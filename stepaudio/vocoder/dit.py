@@ -6,6 +6,9 @@ times together what the time adds to every block. Attribute names are those of t
 
 In a stream the frames come in pieces: ``extend`` takes the next piece and what the pieces before it left at
 the same step, and attends to them and to itself.
+
+Sounds of several lengths lie side by side as rows of one table, the shorter ones filled up at their ends. ``present``
+tells what is no filling, bool (B, T); None: all. What is computed for the filling means nothing and changes nothing.
 """
 
 from __future__ import annotations
@@ -81,9 +84,9 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(head_dim)
         self.proj = nn.Linear(heads * head_dim, hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
         """Return (B, T, D) from (B, T, D)."""
-        return self.attend(x, *self.keys(x))
+        return self.attend(x, *self.keys(x), present)
 
     def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and the values of x (B, T, D): (B, H, T, d) each."""
@@ -91,10 +94,11 @@ class Attention(nn.Module):
         value = self._heads(self.to_v(x)).transpose(1, 2)
         return key, value
 
-    def attend(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return (B, T, D): x (B, T, D) attends to all of key and value (B, H, K, d)."""
+    def attend(self, x: Tensor, key: Tensor, value: Tensor, present: Tensor | None = None) -> Tensor:
+        """Return (B, T, D): x (B, T, D) attends to all of key and value (B, H, K, d) that is ``present`` (B, K)."""
         query = self.q_norm(self._heads(self.to_q(x))).transpose(1, 2)  # (B, H, T, d)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mask = None if present is None else present[:, None, None]  # (B, 1, 1, K)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -172,10 +176,10 @@ class Block(nn.Module):
         """Return (S, 9, D) from embedded times (S, D)."""
         return _rows(self.adaLN_modulation, embedded, BLOCK_ROWS, [1, 4, 7])
 
-    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rows: Tensor, present: Tensor | None = None) -> Tensor:
         """Return (B, T, D) from x (B, T, D) and this step's rows (9, D)."""
         attn_shift, attn_scale, attn_gate, mlp_shift, mlp_scale, mlp_gate, conv_shift, conv_scale, conv_gate = rows
-        x = torch.addcmul(x, attn_gate, self.attn(_norm(x, attn_shift, attn_scale)))
+        x = torch.addcmul(x, attn_gate, self.attn(_norm(x, attn_shift, attn_scale), present))
         x = torch.addcmul(x, conv_gate, self.conv(_norm(x, conv_shift, conv_scale)))
         return torch.addcmul(x, mlp_gate, self.mlp(_norm(x, mlp_shift, mlp_scale)))
 
@@ -246,11 +250,17 @@ class DiT(nn.Module):
         """
         return F.linear(conditions, self.in_proj.weight[:, self.mel_channels :], self.in_proj.bias)
 
-    def forward(self, x: Tensor, projected: Tensor, modulation: Modulation, step: int) -> Tensor:
-        """Return velocities (B, T, mel) from x (1 or B, T, mel) and the projected conditions (B, T, D)."""
-        h = F.linear(x, self.in_proj.weight[:, : self.mel_channels]) + projected  # (B, T, D)
+    def forward(
+        self, x: Tensor, projected: Tensor, modulation: Modulation, step: int, present: Tensor | None = None
+    ) -> Tensor:
+        """Return velocities (B, T, mel) from x (N, T, mel) and the projected conditions (B, T, D).
+
+        B is a multiple of N: all x with their conditions, then all of them again with the next ones.
+        """
+        h = F.linear(x, self.in_proj.weight[:, : self.mel_channels])  # (N, T, D)
+        h = (h + projected.unflatten(0, (-1, len(h)))).flatten(0, 1)  # (B, T, D)
         for block, rows in zip(self.blocks, modulation.blocks, strict=True):
-            h = block(h, rows[step])
+            h = block(h, rows[step], present)
         return self.final_layer(h, modulation.final[step])
 
     def extend(

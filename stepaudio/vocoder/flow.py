@@ -4,6 +4,9 @@ Conditional flow matching (Lipman et al. 2022, https://arxiv.org/abs/2210.02747)
 mel along the velocities that the diffusion transformer estimates, by Euler steps. The prompt's own mel stands
 as a condition in the frames of the prompt; only the frames after it are kept.
 
+Several sounds are computed side by side (see conformer.py for what fills up the shorter ones): on a GPU a step of
+one sound is hundreds of small kernels, which take longer to launch than to run.
+
 In a stream the prompt goes first (``begin``), then the rows in pieces (``extend``), each of which sees what came
 before it. So the mel is not that of the whole at once, where every frame sees all others.
 """
@@ -71,20 +74,27 @@ class FlowMatching(nn.Module):
         conditions: Tensor,
         *,
         steps: int,
+        present: Tensor | None = None,
         progress: Progress | None = None,
         should_stop: ShouldStop | None = None,
     ) -> Tensor:
-        """Return mel (1, T, M) from noise (1, T, M) and conditions (1, T, 3M), by ``steps`` Euler steps.
+        """Return mel (B, T, M) from noise (B, T, M) and conditions (B, T, 3M), by ``steps`` Euler steps.
 
-        ``progress`` hears the fraction done after each step. Raises Cancelled when ``should_stop`` says so
-        before a step.
+        present: bool (B, T), where there are frames of shorter sounds (None: everywhere).
+        ``progress`` hears the fraction done after each step. Raises Cancelled when ``should_stop`` says so before
+        a step.
         """
         times, sizes = schedule(steps)
         modulation = self.estimator.modulation(times.to(noise.device))
         projected = self._project(conditions)
-        return self._solve(
-            noise, sizes, lambda x, step: self.estimator(x, projected, modulation, step), progress, should_stop
-        )
+        if present is not None:
+            present = present.repeat(len(projected) // len(present), 1)
+
+        def velocities(x: Tensor, step: int) -> Tensor:
+            result: Tensor = self.estimator(x, projected, modulation, step, present)
+            return result
+
+        return self._solve(noise, sizes, velocities, progress, should_stop)
 
     def extend(
         self,
@@ -116,9 +126,9 @@ class FlowMatching(nn.Module):
         return mel, tuple(pasts)
 
     def _project(self, conditions: Tensor) -> Tensor:
-        """Return the projected conditions (2, T, D): row 0 is guided by them, row 1 by none.
+        """Return the projected conditions (2B, T, D): the first B rows are guided by them, the others by none.
 
-        Where the weights ask for no guidance nobody needs row 1, and there is none: half the work.
+        Where the weights ask for no guidance nobody needs the others, and there are none: half the work.
         """
         if self.guidance == 0:
             return self.estimator.project(conditions)
@@ -136,7 +146,7 @@ class FlowMatching(nn.Module):
         for step, size in enumerate(sizes):
             if should_stop is not None and should_stop():
                 raise Cancelled("The synthesis was stopped.")
-            guided, *free = velocities(x, step).split(1)  # (1, T, M) each
+            guided, *free = velocities(x, step).split(len(x))  # (B, T, M) each
             if free:
                 guided = (1 + self.guidance) * guided - self.guidance * free[0]
             x = x + size * guided
@@ -157,15 +167,19 @@ class Flow(nn.Module):
         self.encoder_proj = nn.Linear(config.encoder.output_size, config.mel_channels)
         self.decoder = FlowMatching(config)
 
-    def conditions(self, rows: Tensor, prompt_rows: int, prompt_mel: Tensor, speaker: Tensor) -> Tensor:
-        """Return what guides the solver, (1, T, 3M): mu, speaker and prompt mel beside each other.
+    def conditions(self, rows: Tensor, prompt: Tensor, speaker: Tensor, present: Tensor | None = None) -> Tensor:
+        """Return what guides the solver, (B, T, 3M): mu, speaker and prompt mel beside each other.
 
-        rows: int64 (1, L, 2), the first ``prompt_rows`` of them the prompt's; T = frames_per_row * L.
-        prompt_mel: (1, F, M), stretched or shrunk to the prompt's frames. speaker: (1, S).
+        rows: int64 (B, L, 2), those of the prompt and those to be spoken; T = frames_per_row * L.
+        prompt: (B, T, M), as prompt() returns it. speaker: (B, S). present: bool (B, L), where there are rows of
+        shorter sounds (None: everywhere).
         """
-        mu = self.encoder_proj(self.encoder(self.input_embedding(rows)))  # (1, T, M)
-        prompt = self._stretched(prompt_mel, prompt_rows)
-        return self._beside(mu, speaker, F.pad(prompt, (0, 0, 0, mu.shape[1] - prompt.shape[1])))
+        return self.beside(self.encoder(self.input_embedding(rows), present), speaker, prompt)
+
+    def prompt(self, mel: Tensor, prompt_rows: int, rows: int) -> Tensor:
+        """Return the mel (1, F, M) of a prompt, stretched or shrunk to its rows, then zeros: (1, T, M) for all rows."""
+        prompt = self._stretched(mel, prompt_rows)
+        return F.pad(prompt, (0, 0, 0, self.frames_per_row * rows - prompt.shape[1]))
 
     def begin(
         self,
@@ -187,7 +201,7 @@ class Flow(nn.Module):
         embedded = self.input_embedding(rows)
         h, encoder = self.encoder.extend(embedded, self.encoder.beginning(embedded), last=False, window=None)
         prompt = self._stretched(prompt_mel, h.shape[1] // self.frames_per_row)
-        conditions = self._beside(self.encoder_proj(h), speaker, prompt)
+        conditions = self.beside(h, speaker, prompt)
         _, solver = self.decoder.extend(noise, conditions, None, steps=steps, window=window, should_stop=should_stop)
         return FlowPast(encoder, solver)
 
@@ -211,8 +225,7 @@ class Flow(nn.Module):
         UpsampleConformerEncoder.extend). Raises Cancelled when ``should_stop`` says so before a step.
         """
         h, encoder = self.encoder.extend(self.input_embedding(rows), past.encoder, last=last, window=encoder_window)
-        mu = self.encoder_proj(h)  # (1, frames_per_row * T, M)
-        conditions = self._beside(mu, speaker, torch.zeros_like(mu))
+        conditions = self.beside(h, speaker, torch.zeros_like(noise))
         mel, solver = self.decoder.extend(
             noise, conditions, past.solver, steps=steps, window=window, should_stop=should_stop
         )
@@ -223,6 +236,8 @@ class Flow(nn.Module):
         frames = self.frames_per_row * prompt_rows
         return F.interpolate(mel.transpose(1, 2), size=frames).transpose(1, 2)  # (1, frames, M)
 
-    def _beside(self, mu: Tensor, speaker: Tensor, prompt: Tensor) -> Tensor:
-        voice = self.spk_embed_affine_layer(F.normalize(speaker, dim=1))  # (1, M)
+    def beside(self, features: Tensor, speaker: Tensor, prompt: Tensor) -> Tensor:
+        """Return the conditions (B, T, 3M) that follow from the encoder's features (B, T, D)."""
+        mu = self.encoder_proj(features)  # (B, T, M)
+        voice = self.spk_embed_affine_layer(F.normalize(speaker, dim=1))  # (B, M)
         return torch.cat((mu, voice[:, None].expand_as(mu), prompt), dim=-1)

@@ -24,6 +24,7 @@ from stepaudio.tokens import GROUP, ROWS_PER_GROUP, cut_to_groups, rows
 from stepaudio.types import FloatArray, IntArray
 from stepaudio.vocoder.checks import check_finite, check_rows
 from stepaudio.vocoder.flow import Flow, FlowPast, ShouldStop
+from stepaudio.vocoder.lane import Lane
 from stepaudio.vocoder.sound_stream import DrawNoise, SoundStream
 
 
@@ -76,18 +77,23 @@ class VocoderStream:
         sound: SoundStream,
         voice: Voice,
         noise: DrawNoise,
+        lane: Lane,
         *,
         steps: int,
         config: StreamConfig,
         should_stop: ShouldStop | None = None,
     ) -> None:
-        """noise: the flow's, of as many channels as the mel. Raises WeightsError where the encoder looks too far."""
+        """noise: the flow's, of as many channels as the mel. lane: where sound and voice were made.
+
+        Raises WeightsError where the encoder looks too far.
+        """
         if flow.encoder.pre_lookahead_layer.lookahead > ROWS_PER_GROUP:
             raise WeightsError("The flow looks more than 3 rows ahead, which a stream does not provide.")
         self._flow = flow
         self._sound: SoundStream | None = sound
         self._voice = voice
         self._noise = noise
+        self._lane = lane
         self._steps = steps
         self._config = config
         self._should_stop = should_stop
@@ -151,7 +157,7 @@ class VocoderStream:
             raise ValueError("The stream is closed.")
         done = False
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._lane.taken():
                 yield self._sound
             done = True
         finally:

@@ -41,7 +41,7 @@ from stepaudio.tiny.vocoder import write_vocoder
 from stepaudio.tokens import GROUP, SpeechVocabulary
 from stepaudio.types import Reference, SamplingParams
 from stepaudio.vocoder.bigvgan import BigVGAN, without_filters
-from stepaudio.vocoder.vocoder import load_vocoder
+from stepaudio.vocoder.vocoder import FlowOrder, load_vocoder
 from stepaudio.vocoder.weights import fill, hift_names
 from stepaudio.weights import choose_weights
 from tests.conftest import ROOT, voice
@@ -351,6 +351,34 @@ def test_the_vocoder_sounds_as_on_the_cpu_and_a_stream_is_as_long(tmp_path: Path
     numbers = tokens.numbers
     pieces = [stream.push(numbers[begin : begin + GROUP]) for begin in range(0, len(numbers), GROUP)]
     assert sum(map(len, [*pieces, stream.finish()])) == len(sounds[0])
+
+
+def test_sounds_side_by_side_are_those_made_alone(tmp_path: Path, gpu: torch.device) -> None:
+    write_vocoder(tmp_path, seed=0)
+    vocoder = load_vocoder(tmp_path, gpu)
+    mel, speaker = voice_of()
+    orders = [FlowOrder(speech(groups, seed=groups), speech(3, seed=1), mel, speaker, groups) for groups in (4, 42, 7)]
+    for order, made in zip(orders, vocoder.flow_many(orders, steps=4), strict=True):
+        alone = vocoder.flow(order.tokens, order.prompt_tokens, mel, speaker, seed=order.seed, steps=4)
+        assert_close(made, alone, MEL)
+
+
+def test_a_stream_does_not_wait_behind_what_others_asked_of_the_gpu(tmp_path: Path, cuda: torch.device) -> None:
+    write_vocoder(tmp_path, seed=0)
+    vocoder = load_vocoder(tmp_path, cuda)
+    mel, speaker = voice_of()
+
+    def piece() -> np.ndarray:
+        return vocoder.stream(speech(3, seed=1), mel, speaker, seed=7, steps=2).push(speech(10).numbers)
+
+    expected = piece()  # kernels are loaded now, which waits for the whole device
+    busy = torch.cuda.Event()
+    torch.cuda._sleep(6_000_000_000)  # some three seconds of cycles
+    busy.record()
+    made = piece()
+    assert not busy.query(), "the other work was over first"
+    busy.synchronize()
+    assert_close(torch.from_numpy(made), torch.from_numpy(expected), MEL)
 
 
 @pytest.fixture(scope="module")
