@@ -78,8 +78,10 @@ def serial_encoder(bench: Workbench) -> SerialEncoder:
 def test_one_part_after_another_gives_the_same_encoding(bench, encoding):
     serial = serial_encoder(bench)
     encoded = serial.encode(CASE.reference().waveform)
-    for name in ("linguistic", "semantic", "mel", "speaker"):
+    for name in ("linguistic", "semantic"):
         assert np.array_equal(getattr(encoded.encoding, name), getattr(encoding, name)), name
+    for name in ("mel", "speaker"):  # the product's threads are others, which may add up in another order
+        np.testing.assert_allclose(getattr(encoded.encoding, name), getattr(encoding, name), atol=1e-4, err_msg=name)
     ends = [part.end for part in encoded.parts]
     assert [part.start for part in encoded.parts[1:]] == ends[:-1]
     assert sum(part.end - part.start for part in encoded.parts) <= encoded.seconds
