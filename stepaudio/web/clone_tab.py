@@ -212,11 +212,11 @@ class CloneTab:
 
     def _remember(self, session: Session, view: CloneView, given: Given) -> None:
         """Keep what the other tabs of the page show of a clone that was made, and of the reference given for it."""
-        session.keep("reference", given.audio, given.transcript)
+        reference = session.keep("reference", given.audio, given.transcript)
         takes = []
         for number, made in enumerate(view.takes, 1):
             name = f"{view.request_id}-{number}" if len(view.takes) > 1 else view.request_id
-            sound = session.keep("clone", made.wav, made.synthesis.transcript, name)
+            sound = session.keep("clone", made.wav, made.synthesis.transcript, name, reference)
             takes.append(Take(sound, made.synthesis))
         session.picked, session.takes = 0, takes
         session.last = view.synthesis

@@ -44,15 +44,21 @@ class CompareTab:
         """Return the values of ``outputs``; where a choice is not there (any more), the newest sounds are taken."""
         a, b = session.sound(first), session.sound(second)
         if a is None or b is None:
-            a, b = newest_pair(session)
+            return self._view(session, *_with_source(session, newest(session)), language)
         return self._view(session, a, b, language)
+
+    def opened_with_take(self, session: Session, language: Language) -> list[Any]:
+        """Return the values of ``outputs`` for the take of a clone that is chosen, behind its own reference."""
+        made = session.take.sound if session.take is not None else None
+        return self._view(session, *_with_source(session, made), language)
 
     def _chosen(self, first: int | None, second: int | None, language: Language, request: gr.Request) -> list[Any]:
         session = self._desk.session(request)
         return self._view(session, session.sound(first), session.sound(second), language)
 
     def _view(self, session: Session, first: Sound | None, second: Sound | None, language: Language) -> list[Any]:
-        choices = [(title(sound, language), sound.number) for sound in session.shelf]
+        by_age = sorted(session.shelf, key=lambda sound: sound.number)
+        choices = [(title(sound, language), sound.number) for sound in by_age]
         chosen = [gr.update(choices=choices, value=sound.number if sound else None) for sound in (first, second)]
         if first is None or second is None:
             nothing = f'<p class="stepaudio-empty">{escape(say(language, "compare_empty"))}</p>'
@@ -72,14 +78,20 @@ class CompareTab:
         return [*chosen, ab_switch(gains, language, ready=True), pictures, *files]
 
 
-def newest_pair(session: Session) -> tuple[Sound | None, Sound | None]:
-    """Return the newest sound that was made, behind what it was made from: the original of an edit, or a reference."""
-    shelf = list(session.shelf)
-    made = next((sound for sound in reversed(shelf) if sound.kind != "reference"), None)
-    source = next((sound for sound in reversed(shelf) if sound.kind == "reference"), None)
-    if made is not None and made.kind == "edit" and session.chain.steps:
-        source = session.same(session.chain.steps[0].wav) or source
-    return source, made
+def newest(session: Session) -> Sound | None:
+    """Return the newest sound that was made; of several takes the one that is chosen."""
+    made = [sound for sound in session.shelf if sound.kind != "reference"]
+    found = max(made, key=lambda sound: sound.number, default=None)
+    return session.take.sound if found is not None and found.kind == "clone" and session.take is not None else found
+
+
+def _with_source(session: Session, made: Sound | None) -> tuple[Sound | None, Sound | None]:
+    """Return a sound behind what it was made from, both on the shelf: the original of an edit, or a reference."""
+    pair = (made.source if made is not None else None, made)
+    for sound in pair:
+        if sound is not None:
+            session.put_back(sound)
+    return pair
 
 
 def title(sound: Sound, language: Language) -> str:

@@ -194,9 +194,9 @@ class EditTab:
         added = attempt(language, add)
         if added.value is None:
             return [*self.view(session, language, form, added.error), gr.skip(), gr.skip()]
-        if parent.number == 0:
-            session.keep("reference", parent.wav, parent.transcript)
-        session.keep("edit", wav, synthesis.transcript, f"{added.value.number}")
+        first_step = parent.line[0]
+        source = session.keep("reference", first_step.wav, first_step.transcript)
+        session.keep("edit", wav, synthesis.transcript, f"{added.value.number}", source)
         return [*self.view(session, language, form), synthesis.seed, parent.transcript]
 
     def _parent(self, chain: Chain, source: Source, language: Language) -> tuple[Step, bool]:

@@ -99,8 +99,9 @@ class Page:
             self._compare, [self.compare.first, self.compare.second, language], self.compare.outputs, **PRIVATE
         )
         voices_tab.select(self.voices.view, [self.voices.chosen, language], self.voices.outputs, **PRIVATE)
-        self.clone.compare.click(lambda: gr.update(selected=COMPARE), None, self.tabs, **PRIVATE).then(
-            self._compare_newest, language, self.compare.outputs, **PRIVATE
+        # The tab last: going to it shows, for its part, what is chosen there by then.
+        self.clone.compare.click(self._compare_take, language, self.compare.outputs, **PRIVATE).then(
+            lambda: gr.update(selected=COMPARE), None, self.tabs, **PRIVATE
         )
         self.clone.edit.click(
             self._edit_result, [language, self.edit.out.format], [self.tabs, *self.edit.outputs], **PRIVATE
@@ -197,8 +198,8 @@ class Page:
     def _compare(self, first: int | None, second: int | None, language: Language, request: gr.Request) -> list[Any]:
         return self.compare.opened(self._desk.session(request), first, second, language)
 
-    def _compare_newest(self, language: Language, request: gr.Request) -> list[Any]:
-        return self.compare.opened(self._desk.session(request), None, None, language)
+    def _compare_take(self, language: Language, request: gr.Request) -> list[Any]:
+        return self.compare.opened_with_take(self._desk.session(request), language)
 
     def _edit_result(self, language: Language, form: str, request: gr.Request) -> list[Any]:
         session = self._desk.session(request)

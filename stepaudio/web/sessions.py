@@ -61,13 +61,17 @@ class SessionJobs:
 
 @dataclass(frozen=True, eq=False)
 class Sound:
-    """A sound that a tab has heard or made. number: counts up within the tab. detail: what tells it from others."""
+    """A sound that a tab has heard or made. number: counts up within the tab. detail: what tells it from others.
+
+    source: what it was made from, a clone's reference or the original of an edit; None for what was given.
+    """
 
     number: int
     kind: Kind
     wav: bytes
     transcript: str
     detail: str = ""
+    source: Sound | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,19 +105,20 @@ class Session:
         stamp = time.strftime("%H:%M:%S")
         self.log.extend(f"{stamp} [{request_id}] {line}" for line in text.split("\n"))
 
-    def keep(self, kind: Kind, wav: bytes, transcript: str, detail: str = "") -> Sound:
+    def keep(self, kind: Kind, wav: bytes, transcript: str, detail: str = "", source: Sound | None = None) -> Sound:
         """Put a sound on the shelf and return it; one that lies there already is not kept twice."""
-        found = self.same(wav)
+        found = next((sound for sound in self.shelf if sound.wav == wav), None)
         if found is not None:
             return found
         self._count += 1
-        sound = Sound(self._count, kind, wav, transcript, detail)
+        sound = Sound(self._count, kind, wav, transcript, detail, source)
         self.shelf.append(sound)
         return sound
 
-    def same(self, wav: bytes) -> Sound | None:
-        """Return the sound of the shelf that is this file."""
-        return next((sound for sound in self.shelf if sound.wav == wav), None)
+    def put_back(self, sound: Sound) -> None:
+        """Put a sound on the shelf again where younger ones have pushed it off."""
+        if sound not in self.shelf:
+            self.shelf.append(sound)
 
     def sound(self, number: int | None) -> Sound | None:
         """Return the sound of the shelf with this number, if it is still there."""
@@ -126,7 +131,9 @@ class Session:
 
     @property
     def bytes(self) -> int:
-        return sum(len(sound.wav) for sound in self.shelf) + sum(len(step.wav) for step in self.chain.steps)
+        sounds = {*self.shelf, *(take.sound for take in self.takes)}
+        sounds |= {sound.source for sound in sounds if sound.source is not None}
+        return sum(len(sound.wav) for sound in sounds) + sum(len(step.wav) for step in self.chain.steps)
 
 
 class Sessions:
