@@ -153,8 +153,10 @@ def _doctor(parsed: argparse.Namespace, settings: Settings) -> int:
 
     if parsed.real:
         from stepaudio import fieldtest
-        from stepaudio.files import write_file
+        from stepaudio.files import check_target, write_file
 
+        if parsed.to:
+            check_target(parsed.to)  # a trial of the weights takes long
         text, healthy = fieldtest.try_out(settings, fieldtest.trial(parsed.audio, parsed.transcript, parsed.text))
         sys.stdout.write(text)
         if parsed.to:

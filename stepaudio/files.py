@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stepaudio.errors import InvalidInput, StepAudioError
@@ -17,11 +21,52 @@ def read_file(path: str | Path) -> bytes:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file that the user named, as write_whole does; raises StepAudioError where it cannot be written."""
+    """Write what the user named: a plain file as write_whole does, a pipe or a device by writing to it.
+
+    A link stays, and what it leads to is written. Raises StepAudioError where that cannot be.
+    """
+    with _told(path):
+        target, plain = _target(path)
+        if plain:
+            write_whole(target, data)
+        else:
+            with target.open("wb") as file:
+                file.write(data)
+
+
+def check_target(path: Path) -> None:
+    """Raise StepAudioError where write_file would, as far as that can be seen beforehand; nothing is touched."""
+    with _told(path):
+        target, plain = _target(path)
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if plain:
+            os.stat(os.path.join(target.parent, ""))
+            with suppress(FileNotFoundError):  # as it should be; a name that is too long is another error
+                part_of(target).lstat()
+        if not os.access(target.parent if plain else target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what the system says against writing a file into a StepAudioError."""
     try:
-        write_whole(path, data)
+        yield
     except OSError as error:
         raise StepAudioError(f"The file {path} cannot be written: {error.strerror}.") from error
+
+
+def _target(path: Path) -> tuple[Path, bool]:
+    """Return where to write for this name, and whether that is a plain file, there or yet to be made.
+
+    Only a plain one is looked for behind links: an open pipe has a name (/dev/stdout) that leads to none.
+    """
+    try:
+        plain = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        plain = True
+    return (Path(os.path.realpath(path)), True) if plain else (path, False)
 
 
 def write_whole(path: Path, data: bytes) -> None:

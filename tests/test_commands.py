@@ -119,6 +119,12 @@ def test_edits_are_chained_through_files(stepaudio, sound, tmp_path, capsys):
         (("clone", "a", "--reference", "nowhere.wav", *WORDS, "-o", "x.wav"), "nowhere.wav cannot be read: No such"),
         (("clone", "a", "--reference", "REF", "-o", "x.wav"), "The transcript of the reference is empty."),
         (("clone", "a", "--reference", "REF", *WORDS, "-o", "x.doc"), "'x.doc' ends in no output format"),
+        (("clone", "a", "--reference", "REF", *WORDS, "-o", "nowhere/x.wav"), "x.wav cannot be written: No such file"),
+        (
+            ("edit", "denoise", "--reference", "REF", "--format", "wav", "-o", "."),
+            ". cannot be written: Is a directory",
+        ),
+        (("doctor", "--real", "--to", "nowhere/x.md"), "x.md cannot be written: No such file"),
         (("clone", "a", "--voice", "Ada", "-o", "x.wav"), "There is no saved voice 'Ada'. The command 'voices"),
         (("edit", "emotion", "--reference", "REF", *WORDS, "-o", "x.wav"), "none was given"),
         (("edit", "speed", "happy", "--reference", "REF", *WORDS, "-o", "x.wav"), "'happy' is not one of them"),
@@ -137,9 +143,12 @@ def test_what_cannot_work_is_told_in_one_sentence_before_the_models_are_loaded(
     assert captured.out == ""
 
 
-def test_an_output_that_cannot_be_written_is_one_sentence(stepaudio, sound, tmp_path, capsys):
-    output = tmp_path / "nowhere" / "out.wav"
-    assert stepaudio("clone", "a", "--reference", sound, *WORDS, "-o", output, *QUICK) == 2
+def test_an_output_whose_folder_goes_while_the_voice_speaks_is_one_sentence(stepaudio, sound, tmp_path, capsys):
+    output = tmp_path / "there" / "out.wav"
+    output.parent.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stepaudio.commands.speak.encode", lambda *args: output.parent.rmdir() or b"sound")
+        assert stepaudio("clone", "a", "--reference", sound, *WORDS, "-o", output, *QUICK) == 2
     assert "out.wav cannot be written: No such file or directory." in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stepaudio import tasks
 from stepaudio.audiofile import FORMATS, check_format, encode, format_of
 from stepaudio.commands import common
-from stepaudio.files import write_file
+from stepaudio.files import check_target, write_file
 from stepaudio.settings import Settings
 from stepaudio.types import Task
 
@@ -72,6 +72,8 @@ def _format(parsed: argparse.Namespace) -> str:
     """Return the name of the output's format; refused before anything is loaded where it cannot be written."""
     name = parsed.format or ("wav" if parsed.output == common.STANDARD else format_of(Path(parsed.output)))
     check_format(name)
+    if parsed.output != common.STANDARD:
+        check_target(Path(parsed.output))
     return str(name)
 
 
