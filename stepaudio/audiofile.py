@@ -39,6 +39,9 @@ SILENCE_PEAK = 1e-3
 # The loudest 20 ms must exceed this too: a single click in silence is not a voice.
 SILENCE_RMS = 3e-4
 FFMPEG_RATE = 48_000
+# The mean of all channels, in float: "<" scales the gains of the channels that there are to a sum of 1. What "-ac 1"
+# does instead depends on ffmpeg's idea of loudspeakers: of two channels it makes 0.7 of their sum.
+FFMPEG_MEAN = "aformat=sample_fmts=flt,pan=mono|c0<" + "+".join(f"c{number}" for number in range(MAX_CHANNELS))
 # Containers that hold their sound themselves. Not among them: playlists (hls, concat, dash), which name other files.
 FFMPEG_FORMATS = "mov,matroska,asf,aac,amr,avi,flv,mpeg,mpegts,wav,w64,mp3,ogg,flac,aiff,caf,au,ac3,eac3"
 FFMPEG_SECONDS = 30
@@ -102,10 +105,11 @@ class LoadedReference:
 
 
 def load_reference(data: bytes, limits: Limits) -> LoadedReference:
-    """Return the mono sound of a file's bytes, as decoded: no resampling, no change of level.
+    """Return the mono sound of a file's bytes: the mean of all its channels, at the level it was decoded with.
 
-    Reads what libsndfile reads (wav, flac, ogg, opus, mp3, ...), and anything else through ffmpeg where that is
-    installed. Raises InvalidInput with one sentence for anything that cannot serve as a reference.
+    Reads what libsndfile reads (wav, flac, ogg, opus, mp3, ...), at the file's own rate, and anything else through
+    ffmpeg where that is installed, at 48 kHz. Raises InvalidInput with one sentence for anything that cannot serve as
+    a reference.
     """
     if not data:
         raise InvalidInput("The reference file is empty (0 bytes).")
@@ -123,10 +127,12 @@ def load_reference(data: bytes, limits: Limits) -> LoadedReference:
             f"The reference is {len(samples) / rate:.2f} s long; at least {limits.min_seconds:g} s are needed."
         )
     if len(samples) / rate > limits.max_seconds:
+        most = f"{limits.max_seconds:g} s"
+        length = f"longer than {most}" if seconds is None else f"{seconds:.1f} s long"
         if limits.refuse_long:
-            raise InvalidInput(f"The reference is {seconds:.1f} s long; at most {limits.max_seconds:g} s are allowed.")
+            raise InvalidInput(f"The reference is {length}; at most {most} are allowed.")
         samples = samples[: int(limits.max_seconds * rate)]
-        notices.append(f"The reference is {seconds:.1f} s long; its first {limits.max_seconds:g} s are used.")
+        notices.append(f"The reference is {length}; its first {most} are used.")
     peak = float(np.abs(samples).max())
     if peak < SILENCE_PEAK or _loudest_rms(samples, rate) < SILENCE_RMS:
         level = f"{20 * np.log10(peak):.0f} dB" if peak > 0 else "no signal at all"
@@ -215,26 +221,30 @@ def _loudest_rms(samples: FloatArray, rate: int) -> float:
     return float(np.sqrt(np.mean(np.square(samples[:usable].reshape(-1, frame)), axis=1)).max())
 
 
-def _decode(data: bytes, most_seconds: float) -> tuple[FloatArray, int, float]:
-    """Return (mono samples of at most ``most_seconds``, rate, seconds of the whole file as far as known)."""
+def _decode(data: bytes, most_seconds: float) -> tuple[FloatArray, int, float | None]:
+    """Return (mono samples of at most ``most_seconds``, rate, seconds of the whole file or None where not known)."""
+    has_ffmpeg = shutil.which("ffmpeg") is not None
+    refusal, cause = InvalidInput("The reference holds no sound (0 samples)."), None
     try:
         with soundfile.SoundFile(_Seekable(data)) as file:
             rate, channels, frames = file.samplerate, file.channels, file.frames
             _check_shape(rate, channels)
             samples = _read_mono(file, int(most_seconds * rate))
+        if len(samples) > 0:
+            # Some formats do not know their length; then libsndfile reports a huge number.
+            return samples, rate, max(frames, len(samples)) / rate if 0 < frames < 2**40 else None
+        # A recorder that is cut off leaves a header that says so, with sound behind it that ffmpeg may read.
     except (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError) as error:
-        if shutil.which("ffmpeg") is None:
-            raise Unreadable(
-                "The reference cannot be read as sound; please give wav, flac, mp3, ogg or opus "
-                "(for m4a and video, ffmpeg must be installed)."
-            ) from error
-        mono = _decode_with_ffmpeg(data, most_seconds)
-        return mono, FFMPEG_RATE, len(mono) / FFMPEG_RATE
-    if len(samples) == 0:
-        raise InvalidInput("The reference holds no sound (0 samples).")
-    # Some formats do not know their length; then libsndfile reports a huge number.
-    seconds = frames / rate if 0 < frames < 2**40 else len(samples) / rate
-    return samples, rate, max(seconds, len(samples) / rate)
+        formats = (
+            "wav, flac, mp3, ogg, opus or m4a"
+            if has_ffmpeg
+            else "wav, flac, mp3, ogg or opus (for m4a and video, ffmpeg must be installed)"
+        )
+        refusal, cause = Unreadable(f"The reference cannot be read as sound; please give {formats}."), error
+    mono = _decode_with_ffmpeg(data, most_seconds) if has_ffmpeg else None
+    if mono is None:
+        raise refusal from cause
+    return mono, FFMPEG_RATE, None
 
 
 class _Seekable(io.BytesIO):
@@ -273,20 +283,24 @@ def _check_shape(rate: int, channels: int) -> None:
         raise InvalidInput(f"The reference has {channels} channels; at most {MAX_CHANNELS} are allowed.")
 
 
-def _decode_with_ffmpeg(data: bytes, most_seconds: float) -> FloatArray:
-    """Decode what libsndfile cannot read. Only pipes and one private file: no name of a user reaches the call."""
+def _decode_with_ffmpeg(data: bytes, most_seconds: float) -> FloatArray | None:
+    """Return the mean of all channels at FFMPEG_RATE, of what libsndfile cannot read; None where ffmpeg cannot either.
+
+    Only pipes and one private file: no name of a user reaches the call.
+    """
     with tempfile.NamedTemporaryFile(prefix="stepaudio-") as source:
         # A file, not a pipe: mp4 keeps its index at the end and must be seekable.
         source.write(data)
         source.flush()
         command = ["ffmpeg", "-nostdin", "-v", "error", "-threads", "1", "-protocol_whitelist", "file"]
         command += ["-format_whitelist", FFMPEG_FORMATS, "-i", source.name]
-        command += ["-t", f"{most_seconds:.3f}", "-vn", "-ac", "1", "-ar", str(FFMPEG_RATE), "-f", "f32le", "pipe:1"]
+        command += ["-t", f"{most_seconds:.3f}", "-vn", "-af", FFMPEG_MEAN, "-ar", str(FFMPEG_RATE)]
+        command += ["-f", "f32le", "pipe:1"]
         sound, trouble = _run_bounded(command)
     samples = np.frombuffer(sound[: len(sound) // 4 * 4], dtype="<f4").astype(np.float32)
     if len(samples) == 0:
         log.debug("ffmpeg could not decode an upload: %s", trouble[:300].decode("utf-8", "replace").strip())
-        raise Unreadable("The reference cannot be read as sound; please give wav, flac, mp3, ogg, opus or m4a.")
+        return None
     return samples
 
 

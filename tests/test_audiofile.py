@@ -26,9 +26,11 @@ from stepaudio.audiofile import (
 )
 from stepaudio.errors import InvalidInput
 from stepaudio.types import Waveform
+from stepaudio.web.sentences import in_language
 from tests.conftest import voice
 
 LIMITS = Limits()
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 
 
 def file_bytes(samples: np.ndarray, rate: int = 24000, container: str = "WAV", subtype: str | None = None) -> bytes:
@@ -125,7 +127,7 @@ def test_too_many_bytes_are_refused_unread():
         load_reference(b"x" * 100_000, Limits(max_bytes=1000))
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+@needs_ffmpeg
 @pytest.mark.parametrize("playlist", ["ffconcat", "hls", "hls-file"])
 def test_a_playlist_cannot_make_the_server_read_another_file(tmp_path, monkeypatch, playlist):
     """ffmpeg follows playlists to other files; uploads of other users lie in the same temporary folder."""
@@ -142,14 +144,67 @@ def test_a_playlist_cannot_make_the_server_read_another_file(tmp_path, monkeypat
         load_reference(data.encode(), LIMITS)
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def through_ffmpeg(folder: Path, samples: np.ndarray, rate: int, name: str, *options: str) -> bytes:
+    """Return a sound file that ffmpeg has written."""
+    (folder / "in.wav").write_bytes(file_bytes(samples, rate, subtype="FLOAT"))
+    subprocess.run(["ffmpeg", "-v", "error", "-i", folder / "in.wav", *options, folder / name], check=True)
+    return (folder / name).read_bytes()
+
+
+@needs_ffmpeg
 def test_m4a_is_read_through_ffmpeg(tmp_path):
-    (tmp_path / "in.wav").write_bytes(file_bytes(voice(1.0, 48000).samples, 48000))
-    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "in.wav", "-c:a", "aac", tmp_path / "out.m4a"]
-    subprocess.run(command, check=True)
-    loaded = load_reference((tmp_path / "out.m4a").read_bytes(), LIMITS)
+    loaded = load_reference(through_ffmpeg(tmp_path, voice(1.0, 48000).samples, 48000, "out.m4a"), LIMITS)
     assert loaded.waveform.sample_rate == 48000
     assert loaded.waveform.seconds == pytest.approx(1.0, abs=0.1)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("channels", [1, 2, 6, 8, 12])
+def test_what_ffmpeg_reads_becomes_the_mean_of_its_channels_too(tmp_path, channels):
+    """Two channels, those of loudspeakers, and so many that they have no names; lossless, as libsndfile reads it."""
+    samples = np.stack([voice(1.0, 48000, seed=seed).samples / (seed + 1) for seed in range(channels)], axis=1)
+    data = through_ffmpeg(tmp_path, samples, 48000, "out.mka", "-c:a", "pcm_f32le")
+    with pytest.raises(soundfile.LibsndfileError):
+        soundfile.read(io.BytesIO(data))
+    expected = load_reference(file_bytes(samples, 48000, subtype="FLOAT"), LIMITS).waveform.samples
+    np.testing.assert_allclose(load_reference(data, LIMITS).waveform.samples, expected, atol=1e-6)
+
+
+@needs_ffmpeg
+def test_a_long_m4a_is_not_said_to_be_as_long_as_what_was_decoded(tmp_path):
+    data = through_ffmpeg(tmp_path, voice(40.0, 16000).samples, 16000, "out.m4a")
+    loaded = load_reference(data, LIMITS)
+    assert loaded.waveform.seconds == 30.0
+    assert loaded.notices == ("The reference is longer than 30 s; its first 30 s are used.",)
+
+
+def test_a_length_that_is_not_known_is_not_told_in_either_language(monkeypatch):
+    monkeypatch.setattr(audiofile, "_decode", lambda data, most: (voice(most, 16000).samples, 16000, None))
+    (notice,) = load_reference(b"sound", LIMITS).notices
+    assert notice == "The reference is longer than 30 s; its first 30 s are used."
+    assert in_language(notice, "zh") == "参考音频超过 30 秒；只使用前 30 秒。"
+    with pytest.raises(
+        InvalidInput, match=r"^The reference is longer than 30 s; at most 30 s are allowed\.$"
+    ) as caught:
+        load_reference(b"sound", Limits(refuse_long=True))
+    assert in_language(str(caught.value), "zh") == "参考音频超过 30 秒；最长允许 30 秒。"
+
+
+def unfinished_wav() -> bytes:
+    """Return a recording as a recorder leaves it that is cut off: its header says that no sound follows."""
+    return wav_header(16000, 0) + pcm16(voice(2.0, 16000).samples)
+
+
+@needs_ffmpeg
+def test_a_wav_whose_header_was_never_completed_is_read_through_ffmpeg():
+    loaded = load_reference(unfinished_wav(), LIMITS)
+    assert loaded.waveform.seconds == pytest.approx(2.0, abs=0.01)
+
+
+def test_without_ffmpeg_a_wav_whose_header_was_never_completed_is_said_to_hold_no_sound(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InvalidInput, match="no sound"):
+        load_reference(unfinished_wav(), LIMITS)
 
 
 def test_without_ffmpeg_the_sentence_says_what_would_help(monkeypatch):

@@ -25,6 +25,12 @@ CHINESE = {
     "The reference is {length} s long; its first {limit} s are used.": (
         "参考音频长 {length} 秒；只使用前 {limit} 秒。"
     ),
+    "The reference is longer than {length} s; at most {limit} s are allowed.": (
+        "参考音频超过 {length} 秒；最长允许 {limit} 秒。"
+    ),
+    "The reference is longer than {length} s; its first {limit} s are used.": (
+        "参考音频超过 {length} 秒；只使用前 {limit} 秒。"
+    ),
     "The reference is silent (peak: {level}); please choose a recording with a voice in it.": (
         "参考音频是静音的（峰值：{level}）；请选择含有人声的录音。"
     ),
