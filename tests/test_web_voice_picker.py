@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.test_web_controls import engine, page, recorder, service, start, studio  # noqa: F401 - fixtures
+from tests.test_web_controls import engine, page, recorder, service, start, studio, synthesis  # noqa: F401 - fixtures
 
 
 @pytest.mark.parametrize("prefix", ["", "edit_"])
@@ -33,3 +33,29 @@ def test_a_preset_by_its_button_keeps_the_typed_words_too(studio):  # noqa: F811
     assert studio.value("transcript") == "Ada speaks."
     studio.fill(voice="new").press("voice", "input")
     assert studio.value("transcript") == "What I say."
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["given", "heard"])
+@pytest.mark.parametrize("button", ["generate", "apply"])
+def test_a_voice_that_is_chosen_while_a_run_goes_on_keeps_its_own_words(studio, engine, monkeypatch, button, empty):  # noqa: F811
+    prefix, hyphened = ("edit_", "edit-") if button == "apply" else ("", "")
+
+    def meanwhile(reference, *args, **named):
+        studio.fill(**{f"{prefix}voice": "preset:ada"}).press(f"{hyphened}voice", "input")
+        return synthesis("late words", 7)
+
+    for method in ("clone", "edit"):
+        monkeypatch.setattr(engine.pipeline, method, meanwhile)
+    studio.fill(**{f"{prefix}transcript": "" if empty else "T"}).press(button)
+    assert studio.value(f"{hyphened}transcript") == "Ada speaks."
+
+
+def test_what_is_typed_while_words_are_being_written_down_stays(studio, service, monkeypatch):  # noqa: F811
+    def typed_meanwhile(audio):
+        studio.fill(transcript="Typed by hand.")
+        return transcription(audio)
+
+    transcription = service.submit_transcription
+    monkeypatch.setattr(service, "submit_transcription", typed_meanwhile)
+    studio.fill(transcript="").press("transcribe")
+    assert studio.value("transcript") == "Typed by hand."

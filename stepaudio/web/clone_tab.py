@@ -13,7 +13,7 @@ from stepaudio.text import passages, speaking_seconds
 from stepaudio.web.desk import PRIVATE, Desk, error_update
 from stepaudio.web.forms import CloneForm, Given, Knobs
 from stepaudio.web.handlers import CloneView, Outcome, attempt, run_clone
-from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, error_place, example_bar, tag_bar
+from stepaudio.web.parts import Advanced, Heard, SoundOut, VoicePicker, error_place, example_bar, tag_bar
 from stepaudio.web.sessions import Session, Take
 from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import Language, say
@@ -108,7 +108,7 @@ class CloneTab:
     def outputs(self) -> list[gr.components.Component]:
         return [
             *self.out.outputs,
-            *(self.run, self.takes_made, self.error, self.advanced.seed, self.picker.transcript),
+            *(self.run, self.takes_made, self.error, self.advanced.seed, self.picker.heard),
             *(self.edit, self.compare),
         ]
 
@@ -116,7 +116,7 @@ class CloneTab:
         self.picker.wire(self.error)
         self.out.wire(_current)
         asked = self.inputs
-        self.generate.click(
+        generated = self.generate.click(
             self._generate,
             [*asked, self.out.format],
             self.outputs,
@@ -125,6 +125,7 @@ class CloneTab:
             concurrency_limit=None,
             js=f"(...values) => stepaudioPlayer.begin(values.slice(0, {len(asked) + 1}))",
         )
+        self.picker.write_after(generated)
         self.takes_made.input(
             self._pick,
             [self.takes_made, self._desk.language, self.out.format],
@@ -180,7 +181,8 @@ class CloneTab:
     ) -> list[Any]:
         *fields, language, form = values
         tab, session = self._desk.tab(request, language, progress), self._desk.session(request)
-        view = run_clone(self._desk.service, self.form(*fields), tab)
+        asked = self.form(*fields)
+        view = run_clone(self._desk.service, asked, tab)
         if view.synthesis is None or view.given is None:  # what was made before stays as it is
             error = error_update(view.error)
             return [error if output is self.error else gr.skip() for output in self.outputs]
@@ -192,7 +194,7 @@ class CloneTab:
             self.take_choices(session, language),
             error_update(shown.error),
             view.synthesis.seed,
-            view.given.transcript,
+            Heard(asked.source, view.given.transcript) if not asked.transcript.strip() else None,
             gr.update(interactive=True),
             gr.update(interactive=True),
         ]

@@ -16,7 +16,7 @@ from stepaudio.web.desk import PRIVATE, Desk, error_update
 from stepaudio.web.forms import EditForm, Given, Knobs, Source, read_source
 from stepaudio.web.handlers import attempt, run_edit
 from stepaudio.web.history import Chain, Step, original
-from stepaudio.web.parts import Advanced, SoundOut, VoicePicker, error_place, tag_bar
+from stepaudio.web.parts import Advanced, Heard, SoundOut, VoicePicker, error_place, tag_bar
 from stepaudio.web.sessions import Session
 from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import Language, say
@@ -99,14 +99,15 @@ class EditTab:
             [self.option, self.new_text_box, self.new_text, self.note],
             **PRIVATE,
         )
-        self.apply.click(
+        applied = self.apply.click(
             self._apply,
             [*self.inputs, self.out.format],
-            [*self.outputs, self.advanced.seed, self.picker.transcript],
+            [*self.outputs, self.advanced.seed, self.picker.heard],
             api_visibility="private",
             show_progress_on=self.out.audio,
             concurrency_limit=None,
         )
+        self.picker.write_after(applied)
         self.stop.click(self._desk.stop, None, None, **PRIVATE)
         self.chain.input(self._select, [self.chain, language, self.out.format], self.outputs, **PRIVATE)
         self.restore.click(self._restore, [language, self.out.format], self.outputs, **PRIVATE)
@@ -194,10 +195,11 @@ class EditTab:
         added = attempt(language, add)
         if added.value is None:
             return [*self.view(session, language, form, added.error), gr.skip(), gr.skip()]
-        first_step = parent.line[0]
-        source = session.keep("reference", first_step.wav, first_step.transcript)
-        session.keep("edit", wav, synthesis.transcript, f"{added.value.number}", source)
-        return [*self.view(session, language, form), synthesis.seed, parent.transcript]
+        original_step = parent.line[0]
+        reference = session.keep("reference", original_step.wav, original_step.transcript)
+        session.keep("edit", wav, synthesis.transcript, f"{added.value.number}", reference)
+        heard = Heard(source, parent.transcript) if first and not source.transcript.strip() else None
+        return [*self.view(session, language, form), synthesis.seed, heard]
 
     def _parent(self, chain: Chain, source: Source, language: Language) -> tuple[Step, bool]:
         """Return the step to edit, and whether the chain has yet to begin with it: it is what the picker holds then.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
 import gradio as gr
 
 from stepaudio import tasks
-from stepaudio.web.desk import FORMATS, PRIVATE, Desk, converted, file_of, uploaded
+from stepaudio.web.desk import FORMATS, PRIVATE, Desk, converted, error_update, file_of, uploaded
 from stepaudio.web.forms import NEW, PRESET, Source, read_source
 from stepaudio.web.handlers import attempt, transcribe
 from stepaudio.web.sessions import Session
@@ -23,6 +24,14 @@ def error_place(elem_id: str) -> gr.Markdown:
     """Return the place for one sentence of error. What it lies in is always there, and announces it; see studio.js."""
     with gr.Column(scale=0, min_width=0, elem_classes="stepaudio-alert"):
         return gr.Markdown(elem_id=elem_id, visible=False, elem_classes="stepaudio-error")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The words that were heard in the sound of a source, which says what stood in the fields then."""
+
+    source: Source
+    words: str
 
 
 class VoicePicker:
@@ -58,6 +67,7 @@ class VoicePicker:
         self.write = on(gr.Button(size="sm", visible=False, elem_id=f"{prefix}transcribe"), value="transcribe")
         # The words typed for a new voice while another one is chosen; None while a new voice is.
         self._put_aside = gr.State(None)
+        self.heard = gr.State(None)  # a Heard, or None where nothing had to be heard
 
     @property
     def inputs(self) -> list[gr.components.Component]:
@@ -68,6 +78,16 @@ class VoicePicker:
     def source(path: str | None, transcript: str | None, choice: str | None, consent: bool) -> Source:
         """Return what the values of ``inputs`` say."""
         return Source(choice, uploaded(path), transcript or "", bool(consent))
+
+    def write_after(self, event: gr.events.Dependency) -> None:
+        """Let an event that sets ``heard`` be followed by these words in their field."""
+        event.then(self._write, [self.heard, *self.inputs], self.transcript, **PRIVATE)
+
+    def _write(self, heard: Heard | None, *values: Any) -> Any:
+        """Return the words that were heard; nothing where meanwhile others were typed, or another voice was chosen."""
+        if heard is None or replace(self.source(*values), consent=heard.source.consent) != heard.source:
+            return gr.skip()
+        return heard.words
 
     def wire(self, error: gr.Markdown) -> None:
         """Let the components follow each other; what goes wrong is shown in ``error``."""
@@ -80,14 +100,15 @@ class VoicePicker:
             [self.choice, *shown],
             **PRIVATE,
         )
-        self.write.click(
+        written = self.write.click(
             self._transcribe,
             [*self.inputs, self._desk.language],
-            [self.transcript, error],
+            [self.heard, error],
             api_visibility="private",
             show_progress_on=self.transcript,
             concurrency_limit=None,
         )
+        self.write_after(written)
 
     def refreshed(self, language: Language) -> list[dict[str, Any]]:
         """Return updates for ``offers``: what may be chosen and done may have changed since the page was loaded."""
@@ -133,7 +154,7 @@ class VoicePicker:
             gr.update(visible=need),
             words,
             choice if str(choice).startswith(PRESET) else None,
-            gr.update(value=found.error, visible=bool(found.error)),
+            error_update(found.error),
             (written or "") if aside is None else aside,
         ]
 
@@ -144,9 +165,9 @@ class VoicePicker:
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio's way
     ) -> list[Any]:
         *fields, language = values
-        heard = transcribe(self._desk.service, self.source(*fields), self._desk.tab(request, language, progress))
-        error = gr.update(value=heard.error, visible=bool(heard.error))
-        return [heard.value if heard.value is not None else gr.skip(), error]
+        source = self.source(*fields)
+        heard = transcribe(self._desk.service, source, self._desk.tab(request, language, progress))
+        return [Heard(source, heard.value) if heard.value is not None else None, error_update(heard.error)]
 
 
 class Advanced:
