@@ -22,7 +22,7 @@ RUN apt-get update \
     && useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin stepaudio \
     && install --directory --owner=10001 --group=10001 /app/cache /app/data
 WORKDIR /app
-# DO_NOT_TRACK and the like: nothing in the image reports to anybody.
+# DO_NOT_TRACK and the like: nothing in the image reports to anybody. ORT: ONNX Runtime, which does unless it is told.
 # HF_HUB_OFFLINE: nothing is fetched behind the user's back; `python -m stepaudio download` does not go through it.
 # NUMBA_CACHE_DIR: Numba keeps there what it compiled, under whatever user the container runs.
 ENV PATH=/opt/venv/bin:$PATH \
@@ -31,6 +31,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     GRADIO_ANALYTICS_ENABLED=False \
     HF_HUB_DISABLE_TELEMETRY=1 \
     DO_NOT_TRACK=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     HF_HUB_OFFLINE=1 \
     NUMBA_CACHE_DIR=/tmp/numba \
     STEPAUDIO_HOST=0.0.0.0

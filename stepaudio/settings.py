@@ -166,6 +166,14 @@ def bound_waiting() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+def report_to_nobody() -> None:
+    """Tell ONNX Runtime not to report its use to Microsoft, which its builds do of themselves.
+
+    For this it must not have been imported: it reads the variable once. What the operator has set stays.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def add_flags(parser: argparse.ArgumentParser, only: Sequence[str] | None = None) -> None:
     """Add one ``--flag`` for each setting (or for those named) to the parser."""
     group = parser.add_argument_group("settings (each also as an environment variable STEPAUDIO_...)")

@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stepaudio.settings import report_to_nobody
 from stepaudio.types import Waveform
+
+report_to_nobody()  # Some tests import ONNX Runtime themselves.
 
 ROOT = Path(__file__).resolve().parent.parent
 

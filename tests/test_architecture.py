@@ -86,6 +86,15 @@ def test_devices_are_chosen_in_device_only():
     assert matching(r"cuda\.is_available|\.cuda\(|get_device_name", but=("device",)) == []
 
 
+def test_onnxruntime_which_reports_from_its_import_on_is_imported_where_it_is_told_not_to():
+    assert [place.split(":")[0] for place in matching(r"^\s*(import|from) onnxruntime")] == [
+        "stepaudio/bench/suite.py",  # for its version, once the weights are loaded
+        "stepaudio/encoder/export.py",
+        "stepaudio/encoder/onnx_session.py",  # for its types
+        "stepaudio/encoder/onnx_session.py",
+    ]
+
+
 def test_nothing_is_printed_and_nothing_unpickled():
     assert matching(r"^\s*print\(") == []
     assert matching(r"torch\.load\((?!.*weights_only=True)") == []

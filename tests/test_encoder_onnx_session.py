@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import onnxruntime
@@ -13,6 +16,7 @@ from stepaudio.encoder import onnx_session
 from stepaudio.encoder.onnx_session import CPU, CUDA, Port, check_inputs, create_session, running_provider
 from stepaudio.errors import WeightsError
 from stepaudio.tiny.encoder import write_campplus
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -104,4 +108,25 @@ def test_inputs_of_another_type_rank_or_size_do_not_fit(model: Path) -> None:
 
 
 def test_every_exception_of_the_runtime_that_is_translated_exists() -> None:
-    assert all(issubclass(error, Exception) for error in onnx_session.ORT_ERRORS)
+    assert all(issubclass(error, Exception) for error in onnx_session.runtime_errors())
+
+
+def test_loading_the_weights_reports_to_nobody(tmp_path: Path) -> None:
+    """Otherwise ONNX Runtime keeps in the user's home what it reports, and a number that it knows the machine by."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("STEPAUDIO_", "XDG_")) and name != "ORT_DISABLE_TELEMETRY"
+    }
+    environment |= {
+        "HOME": str(home),
+        "STEPAUDIO_WEIGHTS": str(ROOT / "models" / "mini"),
+        "STEPAUDIO_CACHE_DIR": str(tmp_path / "cache"),
+        "STEPAUDIO_DEVICE": "cpu",
+        "STEPAUDIO_FUSED_KERNELS": "false",  # Numba's cache may lie in the home, too
+    }
+    script = "from stepaudio import load_pipeline; load_pipeline().close()"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, check=True, timeout=300)
+    assert list(home.iterdir()) == []

@@ -237,6 +237,12 @@ def test_the_image_starts_the_app_and_listens_for_the_world_outside(image):
         assert setting in environment
 
 
+@pytest.mark.parametrize("image", IMAGES)
+def test_nothing_in_the_image_reports_to_anybody(image):
+    environment = " ".join(rest for word, rest in whole(image) if word == "ENV").split()
+    assert {"ORT_DISABLE_TELEMETRY=1", "HF_HUB_DISABLE_TELEMETRY=1", "DO_NOT_TRACK=1"} <= set(environment)
+
+
 class Health(BaseHTTPRequestHandler):
     """Answers every request with one status, as the product does while loading (503) and when ready (200)."""
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 import pytest
 
 from stepaudio.errors import InvalidInput
-from stepaudio.settings import Settings, add_flags, flags_from, load_settings, markdown_table
+from stepaudio.settings import Settings, add_flags, flags_from, load_settings, markdown_table, report_to_nobody
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch):
-    import os
-
     for name in [name for name in os.environ if name.startswith("STEPAUDIO_")]:
         monkeypatch.delenv(name)
 
@@ -60,3 +59,12 @@ def test_settings_cannot_be_changed_afterwards():
     settings = load_settings()
     with pytest.raises(ValueError, match="frozen"):
         settings.port = 1
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_libraries_report_to_nobody_unless_the_operator_wants_it(monkeypatch, before, after):
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", before or "")
+    if before is None:
+        monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    report_to_nobody()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == after

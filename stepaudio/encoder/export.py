@@ -10,6 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from stepaudio.encoder import onnx_session
 from stepaudio.encoder.exported import (
     FLOAT,
     GRAPH_REVISION,
@@ -60,6 +61,8 @@ def export_encoder(folder: Path, target: Path, *, int8: bool) -> list[Path]:
 def _quantise(source: Path, target: Path) -> None:
     """Write ``source`` with the products of its linear layers in int8."""
     import onnx
+
+    onnx_session.runtime()  # first, because it sees to it that nothing is reported
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(str(source))

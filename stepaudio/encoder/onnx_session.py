@@ -1,4 +1,7 @@
-"""ONNX Runtime sessions: where they run is chosen, checked and said, never silently changed."""
+"""ONNX Runtime sessions: where they run is chosen, checked and said, never silently changed.
+
+ONNX Runtime reports its use to its maker from its import on, so ``runtime`` is how everything here comes by it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 import torch
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from stepaudio.errors import WeightsError
+from stepaudio.settings import report_to_nobody
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +28,29 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 # HEURISTIC: the default searches anew for every length of sound. use_tf32: rounding must not move codes.
 _CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
 
-ORT_ERRORS = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
-"""What ONNX Runtime raises; it has no common base class."""
+
+def runtime() -> ModuleType:
+    """Return the module onnxruntime, which reports nothing unless the operator wants it to."""
+    report_to_nobody()
+    import onnxruntime
+
+    module: ModuleType = onnxruntime
+    return module
+
+
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises; it has no common base class."""
+    state = runtime().capi.onnxruntime_pybind11_state
+    return (
+        state.EPFail,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NoSuchFile,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,7 @@ def create_session(path: Path, device: torch.device, threads: int) -> onnxruntim
     if not path.is_file():
         raise WeightsError(f"The file {path.name} is missing in {path.parent}.")
     on_gpu = device.type != "cpu"
+    onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -72,7 +91,7 @@ def create_session(path: Path, device: torch.device, threads: int) -> onnxruntim
         wanted.insert(0, (CUDA, {"device_id": str(device.index or 0), **_CUDA_OPTIONS}))
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
-    except ORT_ERRORS as error:
+    except runtime_errors() as error:
         raise WeightsError(f"The file {path.name} in {path.parent} is damaged or not an ONNX model.") from error
     provider = running_provider(session)
     if on_gpu and provider != CUDA:
@@ -102,6 +121,6 @@ def run_first_output(
     """Return the first output; raises WeightsError where the model cannot run on what its kind must accept."""
     try:
         out: np.ndarray[Any, Any] = session.run(None, feeds)[0]
-    except ORT_ERRORS as error:
+    except runtime_errors() as error:
         raise WeightsError(f"The model {path.name} in {path.parent} failed: {error}") from error
     return out
