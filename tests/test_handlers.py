@@ -20,7 +20,7 @@ from stepaudio.service import Service
 from stepaudio.settings import Settings
 from stepaudio.web import handlers
 from stepaudio.web.forms import CloneForm, Knobs
-from stepaudio.web.handlers import Tab, run_clone
+from stepaudio.web.handlers import Tab, run_clone, transcribe
 from stepaudio.web.sessions import SessionJobs
 from tests.conftest import voice
 
@@ -256,6 +256,39 @@ def test_a_new_request_of_a_tab_ends_its_earlier_one_and_no_other_tabs(service, 
     assert views["a"].wav is not None
     assert views["b"].wav is not None
     assert len(jobs) == 0
+
+
+def test_words_written_down_beside_a_clone_of_the_same_tab_end_nothing(service, good, monkeypatch):
+    """Nor do an edit, and a voice that is saved or imported."""
+    jobs, cloned, started = SessionJobs(), threading.Event(), threading.Event()
+    tab = Tab(jobs, "tab", "en", lambda fraction, words: started.set())
+    monkeypatch.setattr(service, "submit_transcription", lambda audio: service.queue.submit(lambda job: "words"))
+    views = []
+
+    def run() -> None:
+        views.append(run_clone(service, form(good, max_seconds=5.0, text="word " * 60), tab))
+        cloned.set()
+
+    threading.Thread(target=run).start()
+    started.wait(30)
+    source = form(good).source
+    assert transcribe(service, source, tab).value == "words"
+    assert cloned.wait(60)
+    assert views[0].error == ""
+
+
+def test_a_stop_ends_all_jobs_of_its_tab_and_no_other_tabs(service):
+    jobs, release = SessionJobs(), threading.Event()
+    clone, edit, others = (service.queue.submit(lambda job: release.wait(60)) for _ in range(3))
+    jobs.begin("tab", "Clone", clone)
+    jobs.begin("tab", "Edit", edit)
+    jobs.begin("other", "Clone", others)
+    jobs.stop("tab")
+    release.set()
+    assert clone.should_stop()
+    assert edit.state == "cancelled"
+    assert others.result(60) is True
+    assert len(jobs) == 1
 
 
 def test_a_stop_ends_the_request_of_its_tab(service, good):

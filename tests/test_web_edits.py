@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from stepaudio.errors import InvalidInput
+from tests.conftest import voice
 from tests.page_kit import shown_value
 from tests.test_web_controls import engine, page, recorder, service, start, studio, synthesis  # noqa: F401 - fixtures
 
@@ -80,3 +84,35 @@ def test_words_that_an_edit_needs_are_heard_where_none_are_given(studio, recorde
     assert recorder.last["reference"].text == "heard 16000"
     assert studio.value("edit-transcript") == "heard 16000"
     assert "heard 16000" in studio.press("restore")["step"]
+
+
+def disconnect(studio) -> None:  # noqa: F811
+    """Do what Gradio does when the connection of a tab ends, be it only for a moment."""
+    (unload,) = [f for f in studio.blocks.fns.values() if any(event == "unload" for _, event in f.targets)]
+    unload.fn(SimpleNamespace(session_hash=studio.session))
+
+
+def test_a_connection_that_breaks_for_a_moment_takes_no_history_away(studio, recorder):  # noqa: F811
+    studio.fill(edit_seed=5, edit_new_seed=False).press("apply")
+    disconnect(studio)
+    made = studio.press("apply")
+    assert shown_value(made["edit-error"]) == ""
+    assert [number for _, number in made["chain"]["choices"]] == [0, 1, 2]
+    np.testing.assert_allclose(recorder.last["reference"].waveform.samples, voice(1.0, seed=5).samples, atol=1e-4)
+
+
+def test_a_history_that_the_server_has_not_is_not_edited(studio, recorder):  # noqa: F811
+    studio.press("apply")
+    studio.session += "-begun-anew"
+    calls = len(recorder.calls)
+    refused = studio.press("apply")
+    assert "no longer the server's" in shown_value(refused["edit-error"])
+    assert len(recorder.calls) == calls
+    assert refused["edit-source"]["visible"] is True  # what the server has: nothing
+    assert shown_value(studio.press("apply")["edit-error"]) == ""
+
+
+def test_an_edit_starts_from_the_step_that_the_browser_shows(studio, recorder):  # noqa: F811
+    studio.fill(edit_seed=5, edit_new_seed=False).press("apply")
+    studio.fill(chain=0).press("apply")  # the click on it is still on its way
+    np.testing.assert_array_equal(recorder.last["reference"].waveform.samples, voice(1.0).samples)

@@ -83,13 +83,17 @@ def test_a_result_is_added_only_to_the_step_that_it_came_from(again):
 # The sessions
 
 
-def test_a_session_is_its_own_and_is_gone_after_its_end():
+def test_a_session_is_its_own_and_outlives_its_connection():
     sessions = Sessions()
     sessions.of("a").tell("1234", "one\ntwo")
     assert [line.split(" ", 1)[1] for line in sessions.of("a").log] == ["[1234] one", "[1234] two"]
     assert not sessions.of("b").log
-    sessions.end("a")
-    assert not sessions.of("a").log
+    sessions.of("a").sent[1] = "may not have come through"
+    sessions.lost("a")
+    sessions.lost("unknown")
+    assert len(sessions.of("a").log) == 2
+    assert sessions.of("a").sent == {}
+    assert len(sessions) == 2
 
 
 def test_idle_sessions_are_forgotten_and_so_are_the_oldest_where_sounds_take_too_much():

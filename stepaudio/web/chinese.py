@@ -153,6 +153,7 @@ CHINESE: Mapping[str, str] = MappingProxyType(
         "选中较早的步骤再应用其他编辑，即开始一个分支。",
         "step_original": "原始声音",
         "step_facts": "来自 {parent}，{seconds:.1f} 秒，种子 {seed}，用时 {total:.1f} 秒",
+        "history_other": "此前显示的历史与服务器上的不一致，因此没有应用；现在显示的是服务器上的内容。",
         # 对比
         "compare_intro": "并排比较本页面中的两段声音。切换时播放位置不变，且两者响度一致，只有声音本身不同。",
         "compare_a": "A",

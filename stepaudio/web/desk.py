@@ -54,12 +54,12 @@ class Desk:
         return Tab(self.jobs, str(request.session_hash), language, show, session.tell)
 
     def end(self, request: gr.Request) -> None:
-        """The tab was closed or loaded anew: its job ends, what it made is forgotten."""
+        """The tab was closed or loaded anew, or its connection broke: its jobs end, as nobody may wait for them."""
         self.jobs.stop(str(request.session_hash))
-        self.sessions.end(str(request.session_hash))
+        self.sessions.lost(str(request.session_hash))
 
     def stop(self, request: gr.Request) -> None:
-        """Stop the job of the tab that asks."""
+        """Stop the jobs of the tab that asks."""
         self.jobs.stop(str(request.session_hash))
 
     def voice_choices(self, language: Language) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import gradio as gr
 
 from stepaudio import tasks
 from stepaudio.audiofile import Limits, encode_float_wav, load_reference
+from stepaudio.errors import InvalidInput
 from stepaudio.pipeline import MAX_PASSES
 from stepaudio.types import Task
 from stepaudio.web.desk import PRIVATE, Desk, error_update
@@ -101,7 +102,7 @@ class EditTab:
         )
         applied = self.apply.click(
             self._apply,
-            [*self.inputs, self.out.format],
+            [*self.inputs, self.out.format, self.chain],
             [*self.outputs, self.advanced.seed, self.picker.heard],
             api_visibility="private",
             show_progress_on=self.out.audio,
@@ -170,11 +171,16 @@ class EditTab:
         *values: Any,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio's way
     ) -> list[Any]:
-        path, transcript, choice, consent, task, option, new_text, passes, *knobs, language, form = values
+        path, transcript, choice, consent, task, option, new_text, passes, *knobs, language, form, shown = values
         session, tab = self._desk.session(request), self._desk.tab(request, language, progress)
         asked = EditForm(Knobs(*knobs), task=task, option=option, new_text=new_text or "", passes=passes)
         source = self.picker.source(path, transcript, choice, consent)
-        began = attempt(language, lambda: self._parent(session.chain, source, language))
+
+        def begin() -> tuple[Step, bool]:
+            _go_to(session.chain, shown, language)
+            return self._parent(session.chain, source, language)
+
+        began = attempt(language, begin)
         if began.value is None:
             return [*self.view(session, language, form, began.error), gr.skip(), gr.skip()]
         parent, first = began.value
@@ -230,6 +236,18 @@ class EditTab:
         session = self._desk.session(request)
         session.chain.clear()
         return self.view(session, language, form)
+
+
+def _go_to(chain: Chain, shown: int | None, language: Language) -> None:
+    """Select the step that the browser shows as chosen, None for no history.
+
+    Raises InvalidInput where the chain is another one, as after the server was started anew.
+    """
+    if shown is None and not chain.steps:
+        return
+    if shown is None or not 0 <= int(shown) < len(chain.steps):
+        raise InvalidInput(say(language, "history_other"))
+    chain.select(int(shown))
 
 
 def _current(session: Session) -> tuple[bytes, str] | None:

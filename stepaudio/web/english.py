@@ -123,6 +123,8 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "that can be changed further. Choosing an earlier step and applying something else begins a branch.",
         "step_original": "Original",
         "step_facts": "from {parent}, {seconds:.1f} s, seed {seed}, made in {total:.1f} s",
+        "history_other": "The history that was shown here is no longer the server's, so nothing was applied; "
+        "what the server has is shown now.",
         # Compare
         "compare_intro": "Two sounds of this page side by side. Switching keeps the place, and both are played equally "
         "loud, so that only the voice differs.",

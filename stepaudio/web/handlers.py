@@ -13,7 +13,7 @@ from stepaudio.errors import Cancelled, StepAudioError
 from stepaudio.log import NO_REQUEST, request_context
 from stepaudio.queue import Job
 from stepaudio.report import request_block
-from stepaudio.service import SAVE_VOICE, TRANSCRIBE, CloneResult, Service
+from stepaudio.service import CLONE, EDIT, SAVE_VOICE, TRANSCRIBE, CloneResult, Service
 from stepaudio.types import Synthesis
 from stepaudio.voices import Voice, VoiceDraft
 from stepaudio.web.forms import CloneForm, EditForm, Given, Source, clone_request, edit_request, read_source
@@ -101,12 +101,12 @@ def attempt(language: Language, work: Callable[[], T], ticket: _Ticket | None = 
 
 
 def run_clone(service: Service, form: CloneForm, tab: Tab) -> CloneView:
-    """Run one clone through the queue, as the one job of its tab. Never raises: failures become sentences."""
+    """Run one clone through the queue, as the one clone of its tab. Never raises: failures become sentences."""
     feed = service.tickets.claim(form.ticket, "write")
     ticket = _Ticket()
 
     def work() -> tuple[CloneResult, Given]:
-        given = _with_words(service, read_source(service, form.source, tab.language), tab)
+        given = _with_words(service, read_source(service, form.source, tab.language), tab, CLONE)
         request = clone_request(service.settings, given.audio, replace(form, transcript=given.transcript))
         if feed is not None and request.takes == 1:
             ticket.job = service.submit_stream(request, feed)
@@ -114,7 +114,7 @@ def run_clone(service: Service, form: CloneForm, tab: Tab) -> CloneView:
             ticket.job = service.submit_clone(request)
             if feed is not None:
                 feed.end(Cancelled("Several takes cannot be played while they are being made."))
-        return _as_the_tabs_job(service, ticket.job, tab), given
+        return _as_the_tabs_job(service, ticket.job, tab, CLONE), given
 
     view = _view(attempt(tab.language, work, ticket), ticket, tab)
     if ticket.job is None and feed is not None:
@@ -127,7 +127,7 @@ def transcribe(service: Service, source: Source, tab: Tab) -> Outcome[str]:
 
     def work() -> str:
         given = read_source(service, source, tab.language)
-        return _as_the_tabs_job(service, service.submit_transcription(given.audio), tab)
+        return _as_the_tabs_job(service, service.submit_transcription(given.audio), tab, TRANSCRIBE)
 
     return attempt(tab.language, work)
 
@@ -139,9 +139,9 @@ def run_edit(service: Service, given: Given, form: EditForm, tab: Tab) -> CloneV
     listen = spec is not None and spec.needs_transcript
 
     def work() -> tuple[CloneResult, Given]:
-        known = _with_words(service, given, tab) if listen else given
+        known = _with_words(service, given, tab, EDIT) if listen else given
         ticket.job = service.submit_edit(edit_request(service.settings, known, form))
-        return _as_the_tabs_job(service, ticket.job, tab), known
+        return _as_the_tabs_job(service, ticket.job, tab, EDIT), known
 
     return _view(attempt(tab.language, work, ticket), ticket, tab)
 
@@ -150,18 +150,18 @@ def save_voice(service: Service, draft: VoiceDraft, tab: Tab) -> Outcome[Voice]:
     """Encode and save a voice through the queue; a draft without a transcript gets what is heard in it."""
 
     def work() -> Voice:
-        given = _with_words(service, Given(draft.audio, draft.transcript), tab)
+        given = _with_words(service, Given(draft.audio, draft.transcript), tab, SAVE_VOICE)
         job = service.save_voice(replace(draft, transcript=given.transcript))
-        return _as_the_tabs_job(service, job, tab)
+        return _as_the_tabs_job(service, job, tab, SAVE_VOICE)
 
     return attempt(tab.language, work)
 
 
-def _with_words(service: Service, given: Given, tab: Tab) -> Given:
+def _with_words(service: Service, given: Given, tab: Tab, kind: str) -> Given:
     """Return a sound with its words: those given, else what is heard in it, where something here can transcribe."""
     if given.transcript.strip() or not service.transcriber.available:
         return given
-    words = _as_the_tabs_job(service, service.submit_transcription(given.audio), tab)
+    words = _as_the_tabs_job(service, service.submit_transcription(given.audio), tab, kind)
     return replace(given, transcript=words)
 
 
@@ -188,13 +188,16 @@ def _progress(service: Service, job: Job[Any], language: Language) -> tuple[floa
     return begin + (end - begin) * min(fraction, 1.0), say(language, f"stage_{stage}")
 
 
-def _as_the_tabs_job(service: Service, job: Job[T], tab: Tab) -> T:
-    """Wait for the job while it is the one of its tab, showing its progress, and return its result."""
-    tab.jobs.begin(tab.session, job)
+def _as_the_tabs_job(service: Service, job: Job[T], tab: Tab, kind: str) -> T:
+    """Wait for the job while it is the one of its kind in its tab, showing its progress, and return its result.
+
+    kind: the label of what it is done for; a transcription may be the first half of a clone.
+    """
+    tab.jobs.begin(tab.session, kind, job)
     try:
         return _follow(service, job, tab)
     finally:
-        tab.jobs.end(tab.session, job)
+        tab.jobs.end(tab.session, kind, job)
 
 
 def _follow(service: Service, job: Job[T], tab: Tab) -> T:

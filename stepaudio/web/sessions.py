@@ -1,4 +1,4 @@
-"""What the server remembers of each browser tab: its job, its log, its sounds, its chain of edits.
+"""What the server remembers of each browser tab: its jobs, its log, its sounds, its chain of edits.
 
 A tab is known by Gradio's session hash, which a reload changes: nothing of a tab is ever shown in another one.
 """
@@ -27,32 +27,32 @@ MOST_BYTES = 512 * 2**20
 
 
 class SessionJobs:
-    """Remembers, for each session that has one, the job that runs or waits for it. Safe in many threads."""
+    """Remembers, for each session, the jobs that run or wait for it: one of each kind. Safe in many threads."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, TabJob] = {}
+        self._jobs: dict[tuple[str, str], TabJob] = {}
         self._lock = threading.Lock()
 
-    def begin(self, session: str, job: TabJob) -> None:
-        """Take a session's new job; an earlier one is cancelled."""
+    def begin(self, session: str, kind: str, job: TabJob) -> None:
+        """Take a session's new job; an earlier one of its kind is cancelled, others go on."""
         with self._lock:
-            earlier = self._jobs.get(session)
-            self._jobs[session] = job
+            earlier = self._jobs.get((session, kind))
+            self._jobs[session, kind] = job
         if earlier is not None:
             earlier.cancel()
 
     def stop(self, session: str) -> None:
-        """Cancel the session's job, if it has one."""
+        """Cancel all jobs of a session."""
         with self._lock:
-            job = self._jobs.pop(session, None)
-        if job is not None:
+            jobs = [self._jobs.pop(key) for key in list(self._jobs) if key[0] == session]
+        for job in jobs:
             job.cancel()
 
-    def end(self, session: str, job: TabJob) -> None:
+    def end(self, session: str, kind: str, job: TabJob) -> None:
         """Forget a job that is over."""
         with self._lock:
-            if self._jobs.get(session) is job:
-                del self._jobs[session]
+            if self._jobs.get((session, kind)) is job:
+                del self._jobs[session, kind]
 
     def __len__(self) -> int:
         with self._lock:
@@ -153,10 +153,15 @@ class Sessions:
             self._forget(session)
             return session
 
-    def end(self, name: str) -> None:
-        """Forget a tab that was closed or loaded anew."""
+    def lost(self, name: str) -> None:
+        """The connection of a tab has ended; what was sent last may not have come through.
+
+        Nothing else is forgotten: who only lost the network for a moment comes back under this name, and who does not
+        is forgotten for being idle.
+        """
         with self._lock:
-            self._sessions.pop(name, None)
+            if name in self._sessions:
+                self._sessions[name].sent.clear()
 
     def _forget(self, current: Session) -> None:
         by_age = sorted(self._sessions.items(), key=lambda item: item[1].used)
