@@ -25,6 +25,9 @@ WHISPER_RANGE = 8.0
 MEL_FLOOR = 1e-5
 MAGNITUDE_FLOOR = 1e-9
 
+FULL_SCALE = 32768.0
+"""The linguistic encoder's front end hears samples as 16-bit integers."""
+
 FBANK_RATE = 16000
 FBANK_BINS = 80
 FBANK_FRAME = 400

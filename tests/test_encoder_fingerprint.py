@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from dataclasses import fields, replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from stepaudio import audio
+from stepaudio import audio, features
+from stepaudio.encoder import s3, sanm
 from stepaudio.encoder.fingerprint import encoder_fingerprint, preprocessing_constants
 from stepaudio.errors import WeightsError
 from stepaudio.features import MelConfig
@@ -57,12 +61,33 @@ def test_bytes_that_move_from_one_file_to_the_next_change_the_fingerprint(tmp_pa
     assert encoder_fingerprint(paths, {}) != before
 
 
-def test_another_constant_changes_the_fingerprint(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {encoder_fingerprint(files, preprocessing_constants(MelConfig()))}
-    seen.add(encoder_fingerprint(files, preprocessing_constants(MelConfig(fmax=12000.0))))
-    monkeypatch.setattr(audio, "KEEP_AFTER", 0)
-    seen.add(encoder_fingerprint(files, preprocessing_constants(MelConfig())))
-    assert len(seen) == 3
+# What only tells whether a model is the right one, and what follows from other constants.
+WITHOUT_EFFECT = {(s3, "CODE_RATE"), (s3, "COUNT_TOLERANCE"), (sanm, "WINDOW"), (sanm, "REMEMBERED"), (sanm, "MEMORY")}
+
+
+def numbers_of(module: ModuleType) -> list[str]:
+    """Return the names of the numbers that a module defines itself and that an encoding depends on."""
+    names = re.findall(r"^([A-Z]\w+) = ", Path(str(module.__file__)).read_text(encoding="utf-8"), re.MULTILINE)
+    numbers = [name for name in names if isinstance(getattr(module, name), int | float)]
+    return [name for name in numbers if (module, name) not in WITHOUT_EFFECT]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module in (audio, features, s3, sanm) for name in numbers_of(module)]
+)
+def test_every_constant_changes_the_fingerprint(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
+) -> None:
+    before = encoder_fingerprint(files, preprocessing_constants(MelConfig()))
+    monkeypatch.setattr(module, name, getattr(module, name) + 1)
+    assert encoder_fingerprint(files, preprocessing_constants(MelConfig())) != before
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(MelConfig)])
+def test_every_setting_of_the_mel_changes_the_fingerprint(files: list[Path], field: str) -> None:
+    before = encoder_fingerprint(files, preprocessing_constants(MelConfig()))
+    other = replace(MelConfig(), **{field: getattr(MelConfig(), field) + 1})
+    assert encoder_fingerprint(files, preprocessing_constants(other)) != before
 
 
 def test_a_missing_file_is_named(files: list[Path]) -> None:

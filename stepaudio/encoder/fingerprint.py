@@ -26,11 +26,14 @@ def preprocessing_constants(mel: MelConfig) -> dict[str, object]:
         "peaks": [audio.PEAK_LIMIT, audio.CODE_PEAK, audio.QUIET_PEAK],
         "gate": [audio.GATE_DB, audio.GATE_FRAME, audio.GATE_HOP, audio.GATE_FLOOR],
         "kept": [audio.KEEP_BEFORE, audio.KEEP_AFTER, audio.LENGTH_STEP],
-        "sinc": [audio.SINC_WIDTH, audio.SINC_ROLLOFF],
+        "sinc": [audio.SINC_WIDTH, audio.SINC_ROLLOFF, audio.LARGEST_KERNEL],
         "windows": [sanm.NEW_FRAMES, sanm.CARRIED_FRAMES, sanm.LOOK_BACK_WINDOWS],
         "semantic_blocks": [s3.BLOCK_SECONDS, s3.SHORTEST_BLOCK],
-        "log_mel": [features.WHISPER_FFT, features.WHISPER_HOP, features.WHISPER_MELS, features.WHISPER_RANGE],
-        "fbank_bins": features.FBANK_BINS,
+        "log_mel": [features.WHISPER_RATE, features.WHISPER_FFT, features.WHISPER_HOP, features.WHISPER_MELS],
+        "log_mel_limits": [features.WHISPER_FLOOR, features.WHISPER_RANGE],
+        "mel_floors": [features.MEL_FLOOR, features.MAGNITUDE_FLOOR],
+        "full_scale": features.FULL_SCALE,
+        "fbank": [features.FBANK_RATE, features.FBANK_BINS, features.FBANK_FRAME],
     }
 
 

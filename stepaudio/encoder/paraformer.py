@@ -19,11 +19,9 @@ from stepaudio.encoder.exported import OnnxNetwork
 from stepaudio.encoder.funasr_folder import FunasrModel, load_funasr
 from stepaudio.encoder.sanm import NEW_FRAMES, SanmConfig, SanmEncoder, round_products
 from stepaudio.errors import WeightsError
+from stepaudio.features import FULL_SCALE
 from stepaudio.tokens import LINGUISTIC_CODES
 from stepaudio.types import FloatArray, IntArray
-
-FULL_SCALE = 32768.0
-"""The model's front end hears samples as 16-bit integers."""
 
 
 @dataclass(frozen=True, eq=False)
