@@ -279,9 +279,14 @@ class JobQueue:
             self._closed = True
             self._line.changed.notify_all()
             over = self._line.changed.wait_for(lambda: not self._running and not self._line.waiting, seconds)
+            self.cancel_all()
+            return over
+
+    def cancel_all(self) -> None:
+        """Cancel all jobs that wait or run; one that runs ends when it looks at should_stop()."""
+        with self._line.changed:
             for job in (*self._line.waiting, *self._running):
                 job.cancel()
-            return over
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """Take no more jobs, cancel those that wait, let those that run finish within the limit, then cancel them."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import threading
+import time
 from types import FrameType
 
 import uvicorn
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 # seconds more. With STEPAUDIO_DRAIN_SECONDS that stays below the time after which docker-compose.yml lets the
 # container be killed.
 SHUTDOWN_SECONDS = 5
+
+# Asked a second time to end, it gives the jobs this long to heed that they are cancelled, and then the connections.
+HURRY_SECONDS = 1.0
 
 
 def serve(settings: Settings) -> None:
@@ -60,8 +64,9 @@ def serve(settings: Settings) -> None:
 class Server(uvicorn.Server):
     """uvicorn that on the first SIGTERM lets the accepted jobs end, while new ones are told to go elsewhere.
 
-    The doors stay open meanwhile, so that results are fetched and new requests get their 503. A second signal ends
-    it as uvicorn does.
+    The doors stay open meanwhile, so that results are fetched and new requests get their 503. A second signal cancels
+    the jobs, and lets those who wait for them be told so before it closes the doors. However it ends, the application
+    is told of it and puts its things away.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float) -> None:
@@ -69,23 +74,40 @@ class Server(uvicorn.Server):
         self._service = service
         self._drain_seconds = drain_seconds
         self._draining: threading.Thread | None = None
+        self._hurrying = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called for SIGTERM and SIGINT."""
-        if self._draining is not None:
-            super().handle_exit(sig, frame)
-            return
-        # In a thread: a handler interrupts whatever the main thread does, and must not wait for its locks.
-        self._draining = threading.Thread(target=self._drain, name="stepaudio-drain", daemon=True)
-        self._draining.start()
+        # In threads: a handler interrupts whatever the main thread does, and must not wait for its locks.
+        if self._draining is None:
+            self._draining = threading.Thread(target=self._drain, name="stepaudio-drain", daemon=True)
+            self._draining.start()
+        elif not self._hurrying:
+            self._hurrying = True
+            threading.Thread(target=self._hurry, args=(self._draining,), name="stepaudio-hurry", daemon=True).start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the doors, then have the application put its things away, which uvicorn spares where it is forced."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
     def _drain(self) -> None:
         log.info("Stopping: accepted requests have %g s to end, new ones are refused.", self._drain_seconds)
-        if self._service.drain(self._drain_seconds):
-            log.info("Stopping: nothing is left to do.")
-        else:
+        over = self._service.drain(self._drain_seconds)
+        if not over:
             log.warning("Stopping: what is not done after %g s is cancelled.", self._drain_seconds)
+        elif not self._hurrying:
+            log.info("Stopping: nothing is left to do.")
         self.should_exit = True
+
+    def _hurry(self, draining: threading.Thread) -> None:
+        log.warning("Stopping at once: what is not done is cancelled.")
+        self._service.cancel_all()
+        draining.join(HURRY_SECONDS)
+        self.should_exit = True
+        time.sleep(HURRY_SECONDS)
+        self.force_exit = True
 
 
 def _locked(app: Room, login: tuple[bytes, bytes], settings: Settings) -> Login:

@@ -267,6 +267,10 @@ class Service:
         self._stopping = True
         return self.queue.drain(seconds)
 
+    def cancel_all(self) -> None:
+        """Cancel all jobs; a drain that waits for them then has nothing left to wait for."""
+        self.queue.cancel_all()
+
     def close(self, drain_seconds: float = 5.0) -> None:
         """Take no more jobs, let the running one finish within the limit, release the engine."""
         self.queue.close(drain_seconds)

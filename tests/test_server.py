@@ -147,14 +147,43 @@ def test_nothing_that_is_sent_is_held_back():
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_a_second_signal_ends_it_at_once():
-    service = SimpleNamespace(drain=lambda seconds: threading.Event().wait(seconds))
+def test_a_second_signal_cancels_what_is_left_tells_who_waits_and_ends_it_at_once(make_server):
+    server = make_server(STEPAUDIO_DRAIN_SECONDS="60")
+    running = Asking(server, 290)
+    wait_for(lambda: measured(server, "stepaudio_queue_running") == 1)
+    waiting = Asking(server, 1)
+    wait_for(lambda: measured(server, "stepaudio_queue_waiting") == 1)
+    assert server.process is not None
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: "Stopping: accepted requests" in server.log)
+    start = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(30) == 0
+    assert time.monotonic() - start < 6
+    assert "what is not done is cancelled" in server.log
+    assert "nothing is left to do" not in server.log
+    told = waiting.join()
+    assert (told.status_code, "shut down" in told.text) == (503, True)
+    running.wait()
+    assert "Traceback" not in server.log
+    assert not list((server.folder / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("heeded", [True, False])
+def test_a_second_signal_does_not_wait_for_a_job_that_does_not_heed_it(monkeypatch, heeded, caplog):
+    monkeypatch.setattr(serving, "HURRY_SECONDS", 0.2)
+    over = threading.Event()
+    service = SimpleNamespace(drain=over.wait, cancel_all=over.set if heeded else lambda: None)
     server = serving.Server(uvicorn.Config(lambda: None), service, drain_seconds=60)
-    server.handle_exit(signal.SIGTERM, None)
-    time.sleep(0.2)
-    assert not server.should_exit
-    server.handle_exit(signal.SIGTERM, None)
+    with caplog.at_level("INFO"):
+        server.handle_exit(signal.SIGTERM, None)
+        time.sleep(0.2)
+        assert not server.should_exit
+        server.handle_exit(signal.SIGTERM, None)
+        wait_for(lambda: server.force_exit, 5)
     assert server.should_exit
+    assert "nothing is left to do" not in caplog.text
+    over.set()
 
 
 def test_the_log_tells_nothing_of_what_users_say_or_of_passwords(make_server):
