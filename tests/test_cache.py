@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stepaudio.cache import EncodingCache
+from stepaudio.cache.container import MAX_BYTES
 from stepaudio.types import EncodedReference, Waveform
 from tests.cache_kit import LIMIT, CountingEncoder, assert_same, bytes_on_disk, encoding_of, noise
 
@@ -186,6 +187,23 @@ def test_an_encoding_with_infinite_numbers_is_returned_but_not_kept(
         assert outcome.encoding is encoding
         assert cache.stats().entries == 0
     assert "cannot be cached" in caplog.text
+
+
+def test_an_encoding_too_large_to_be_read_back_is_returned_but_not_kept_and_drives_nobody_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encode, large = CountingEncoder(), CountingEncoder(frames=52_000)  # 17 minutes
+    with EncodingCache(tmp_path, "f", size_limit=18 * 2**20) as cache:
+        for n in range(60):
+            cache.get_or_encode(noise(n), CountingEncoder(frames=100))
+        outcome = cache.get_or_encode(noise(99), large)
+        assert_same(outcome.encoding, encoding_of(noise(99), 52_000))
+        assert outcome.encoding.mel.nbytes < MAX_BYTES
+        assert cache.stats().entries == 60
+        assert cache.get_or_encode(noise(0), encode).hit
+        assert [record.getMessage() for record in caplog.records] == [
+            "A reference encoding cannot be cached: it has 16987544 bytes, and at most 16777216 are kept."
+        ]
 
 
 def test_the_folder_never_takes_more_bytes_than_the_limit(tmp_path: Path) -> None:

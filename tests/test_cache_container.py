@@ -104,6 +104,15 @@ def test_numbers_that_make_no_sense_are_refused_despite_a_right_checksum() -> No
             unpack(resealed(data, bytes(body)), KEY)
 
 
+def test_an_encoding_that_is_larger_than_an_entry_may_be_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(pack(entry()))
+    monkeypatch.setattr(container, "MAX_BYTES", size)
+    pack(entry())
+    monkeypatch.setattr(container, "MAX_BYTES", size - 1)
+    with pytest.raises(DamagedEntry, match=f"it has {size} bytes, and at most {size - 1} are kept"):
+        pack(entry())
+
+
 def test_an_encoding_that_could_not_be_read_back_is_not_packed() -> None:
     good = entry().encoding
     not_finite = good.mel.copy()

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from stepaudio.types import ReferenceEncoding
 
 FORMAT_VERSION = 1
-# 30 s of reference make half a megabyte; nothing that is much larger was written by us.
+# 30 s of reference make half a megabyte; what is larger than this (17 min) is neither kept nor read.
 MAX_BYTES = 16 * 2**20
 
 _MAGIC = b"STEPENC\n"
@@ -45,7 +45,10 @@ class Entry:
 
 
 def pack(entry: Entry) -> bytes:
-    """Return the entry as bytes. Raises DamagedEntry for an encoding that ``unpack`` would refuse."""
+    """Return the entry as bytes.
+
+    Raises DamagedEntry for an encoding that could not be read back: one that ``unpack`` would refuse, or too large.
+    """
     encoding = entry.encoding
     _check_kinds(encoding)
     _check_numbers(encoding, entry.encode_seconds)
@@ -57,6 +60,9 @@ def pack(entry: Entry) -> bytes:
         encoding.mel.astype("<f4", copy=False),
         encoding.speaker.astype("<f4", copy=False),
     )
+    size = _OUTER.size + _INNER.size + sum(array.nbytes for array in arrays)
+    if size > MAX_BYTES:
+        raise DamagedEntry(f"it has {size} bytes, and at most {MAX_BYTES} are kept")
     body = b"".join([inner, *(array.tobytes() for array in arrays)])
     return _OUTER.pack(_MAGIC, FORMAT_VERSION, hashlib.sha256(body).digest()) + body
 
