@@ -51,7 +51,7 @@ def serve(settings: Settings) -> None:
         service = Service(settings, lambda: load_engine(weights, settings, runtime))
         app = Room(build_app(service), folder)
         service.start()
-        log.info("The page is at http://%s:%d%s/", settings.host, port, settings.root_path)
+        log.info("The page is at http://%s:%d%s/", _in_url(settings.host), port, settings.root_path)
         config = uvicorn.Config(
             _locked(app, login, settings) if login else app,
             log_config=None,
@@ -117,6 +117,10 @@ def _locked(app: Room, login: tuple[bytes, bytes], settings: Settings) -> Login:
 def _is_news(record: logging.LogRecord) -> bool:
     """Return whether a record tells more than that an open page was let go of at the end, a traceback otherwise."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _listen(host: str, port: int) -> socket.socket:

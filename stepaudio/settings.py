@@ -24,7 +24,10 @@ PREFIX = "STEPAUDIO_"
 class Settings(BaseSettings):
     """One immutable object, built once in app.py or the command line, and passed down."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", protected_namespaces=())
+    # No number of seconds is infinite: it could not be told as a number of samples.
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
     models_dir: Path = Field(Path("models"), description="folder that holds weights folders")
     weights: str = Field(
@@ -42,7 +45,8 @@ class Settings(BaseSettings):
         False, description="a new voice is taken only with the tick that its speaker agreed to it"
     )
 
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    # The system takes an empty one for every interface, without a word.
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(7860, ge=0, le=65535, description="port of the page and of the health checks")
     login: str = Field(
         "", repr=False, description="name:password that the page asks for (HTTP Basic); empty: nobody is asked"

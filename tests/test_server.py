@@ -147,6 +147,11 @@ def test_nothing_that_is_sent_is_held_back():
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+@pytest.mark.parametrize(("host", "expected"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("a.host", "a.host")])
+def test_the_address_in_the_log_can_be_opened(host, expected):
+    assert serving._in_url(host) == expected
+
+
 def test_a_second_signal_cancels_what_is_left_tells_who_waits_and_ends_it_at_once(make_server):
     server = make_server(STEPAUDIO_DRAIN_SECONDS="60")
     running = Asking(server, 290)

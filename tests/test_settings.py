@@ -47,7 +47,17 @@ def test_an_unknown_variable_is_an_error_that_names_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--port", "abc"), ("--device", "tpu"), ("--top-p", "2"), ("--cache-megabytes", "0")]
+    ("flag", "value"),
+    [
+        ("--port", "abc"),
+        ("--device", "tpu"),
+        ("--top-p", "2"),
+        ("--cache-megabytes", "0"),
+        ("--host", ""),  # would be every interface
+        ("--max-reference-seconds", "inf"),
+        ("--request-seconds", "inf"),
+        ("--passage-seconds", "nan"),
+    ],
 )
 def test_a_value_outside_its_limits_is_one_sentence_that_names_the_setting(flag, value):
     with pytest.raises(InvalidInput, match=flag[2:].replace("-", "_")) as caught:
