@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
+from stepaudio.commands import streams
 from stepaudio.errors import StepAudioError
 from stepaudio.settings import Settings, add_flags, bound_waiting, flags_from, load_settings
 
-EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+# The last two are what a shell reports of a program that SIGINT or SIGPIPE has ended.
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_UNREAD = 2, 130, 141
 DOCTOR_SETTINGS = (
     *("models_dir", "weights", "cache_dir", "device", "dtype", "threads"),
     *("linguistic_engine", "linguistic_onnx_dir"),
@@ -18,19 +21,27 @@ DOCTOR_SETTINGS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0 well, 2 with one sentence of error, 130 interrupted."""
-    bound_waiting()
-    parser = build_parser()
-    parsed = parser.parse_args(arguments)
+    """Run one command and return the exit status.
+
+    0: well. 2: one sentence of error. 130: interrupted. 141: who read standard output or error has gone.
+    """
     try:
-        settings = load_settings(flags_from(parsed))
-        return int(parsed.run(parsed, settings))
+        streams.prepare()
+        bound_waiting()
+        parsed = build_parser().parse_args(arguments)
+        status = int(parsed.run(parsed, load_settings(flags_from(parsed))))
+        streams.flush()
+        return status
     except StepAudioError as error:
-        sys.stderr.write(f"{error}\n")
+        streams.tell(f"{error}\n")
         return EXIT_ERROR
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted.\n")
+        streams.tell("Interrupted.\n")
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_UNREAD
+    finally:
+        streams.let_go()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -138,7 +149,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _serve(parsed: argparse.Namespace, settings: Settings) -> int:
     from stepaudio.server import serve  # heavy: torch, gradio
 
-    serve(settings)
+    with redirect_stdout(sys.stderr):  # what libraries print belongs to the log
+        serve(settings)
     return 0
 
 
@@ -157,13 +169,15 @@ def _doctor(parsed: argparse.Namespace, settings: Settings) -> int:
 
         if parsed.to:
             check_target(parsed.to)  # a trial of the weights takes long
-        text, healthy = fieldtest.try_out(settings, fieldtest.trial(parsed.audio, parsed.transcript, parsed.text))
-        sys.stdout.write(text)
+        with redirect_stdout(sys.stderr):
+            text, healthy = fieldtest.try_out(settings, fieldtest.trial(parsed.audio, parsed.transcript, parsed.text))
         if parsed.to:
             write_file(parsed.to, text.encode("utf-8"))
+        streams.put(text)
         return 0 if healthy else 1
-    report = examine(settings)
-    sys.stdout.write(render(report))
+    with redirect_stdout(sys.stderr):  # what libraries print is no finding
+        report = examine(settings)
+    streams.put(render(report))
     return 0 if report.healthy else 1
 
 
@@ -174,5 +188,5 @@ def _tiny(parsed: argparse.Namespace, settings: Settings) -> int:
         folder = write_tiny(parsed.folder, parsed.seed)
     except OSError as error:
         raise StepAudioError(f"The tiny weights cannot be written to {parsed.folder}: {error}.") from error
-    sys.stdout.write(f"Tiny weights written to {folder}\n")
+    streams.put(f"Tiny weights written to {folder}\n")
     return 0

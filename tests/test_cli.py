@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -13,11 +15,13 @@ from stepaudio.cli import build_parser, main
 from tests.conftest import ROOT
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, options: dict[str, Any] | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own; ``options`` are those of subprocess.run."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STEPAUDIO_")}
     return subprocess.run(
         [sys.executable, "-m", "stepaudio", *arguments],
-        cwd=ROOT, env={**clean, "PYTHONUTF8": "1", **environment}, capture_output=True, text=True, check=False,
+        **{"cwd": ROOT, "env": {**clean, "PYTHONUTF8": "1", **environment}, "stdout": subprocess.PIPE,
+           "stderr": subprocess.PIPE, "text": True, "check": False, **(options or {})},
     )  # fmt: skip
 
 
@@ -71,6 +75,52 @@ def test_each_command_explains_itself(command, capsys):
         build_parser().parse_args([command, "--help"])
     assert ended.value.code == 0
     assert "usage: python -m stepaudio " + command in capsys.readouterr().out
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """The writing end of a pipe that nobody reads any more."""
+    end, start = os.pipe()
+    os.close(end)
+    yield start
+    os.close(start)
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(("voices", "list"), 141), (("clone", "--help"), 0)])
+def test_who_stops_reading_the_output_is_told_nothing(unread, tmp_path, arguments, status):
+    done = run(*arguments, STEPAUDIO_DATA_DIR=str(tmp_path), options={"stdout": unread})
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_who_stops_reading_what_is_told_gets_no_other_status(unread):
+    done = run("voices", "list", STEPAUDIO_NOTHING="x", options={"stderr": unread})
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_output_that_cannot_be_written_is_one_sentence(tmp_path):
+    with open("/dev/full", "wb") as full:
+        done = run("voices", "list", STEPAUDIO_DATA_DIR=str(tmp_path), options={"stdout": full})
+    assert (done.returncode, done.stderr) == (2, "Standard output cannot be written: No space left on device.\n")
+    closed = {"stdout": None, "preexec_fn": lambda: os.close(1)}
+    done = run("voices", "list", STEPAUDIO_DATA_DIR=str(tmp_path), options=closed)
+    assert (done.returncode, done.stderr) == (2, "Standard output is closed.\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_that_lacks_a_character_gets_the_rest(tmp_path, encoding):
+    done = run("doctor", "--weights", "nowhere", PYTHONUTF8="0", PYTHONIOENCODING=encoding)
+    assert done.returncode == 1
+    assert "Something is missing: see the ? above." in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_while_the_commands_are_put_together_has_its_status_too(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stepaudio.cli.build_parser", interrupted)
+    assert main(["voices", "list"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
 
 
 def test_an_interrupt_ends_with_its_own_status(monkeypatch, capsys, tmp_path):

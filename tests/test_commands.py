@@ -86,18 +86,30 @@ def test_the_same_seed_gives_the_same_file_and_another_format_the_same_sound(ste
 def test_text_comes_from_standard_input_and_sound_goes_to_standard_output(tiny_weights, sound, tmp_path):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STEPAUDIO_")}
     folders = {"STEPAUDIO_WEIGHTS": str(tiny_weights), "STEPAUDIO_CACHE_DIR": str(tmp_path / "cache")}
+    folders["PATH"] = str(tmp_path)  # no ffmpeg, of which FunASR then speaks
     command = [sys.executable, "-m", "stepaudio", "clone", "-", "--reference", sound, *WORDS, "-o", "-", *QUICK]
     done = subprocess.run(
         command, cwd=ROOT, env={**clean, **folders}, input="你好。".encode(), capture_output=True, check=True
     )
+    assert done.stdout.startswith(b"RIFF")
     samples, rate = soundfile.read(io.BytesIO(done.stdout))
     assert (len(samples), rate) == (2880 * 5, 24000)
     assert b"Total time" in done.stderr
+    assert b"ffmpeg is not installed" in done.stderr
     refused = subprocess.run(
         command, cwd=ROOT, env={**clean, **folders}, input=b"\xff\xfe", capture_output=True, check=False
     )
     assert (refused.returncode, refused.stdout) == (2, b"")
     assert refused.stderr == b"The text on standard input is not UTF-8.\n"
+
+
+def test_a_sound_that_nobody_reads_ends_with_the_status_of_a_closed_pipe(stepaudio, sound, monkeypatch, capsys):
+    end, start = os.pipe()
+    os.close(end)
+    with os.fdopen(start, "w") as unread:
+        monkeypatch.setattr("sys.stdout", unread)
+        assert stepaudio("clone", "a", "--reference", sound, *WORDS, "-o", "-", *QUICK) == 141
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_edits_are_chained_through_files(stepaudio, sound, tmp_path, capsys):
@@ -124,6 +136,7 @@ def test_edits_are_chained_through_files(stepaudio, sound, tmp_path, capsys):
             ("edit", "denoise", "--reference", "REF", "--format", "wav", "-o", "."),
             ". cannot be written: Is a directory",
         ),
+        (("clone", "a", "--reference", "REF", *WORDS, "--seed", "-5", "-o", "x.wav"), "The seed is -5; it must lie"),
         (("doctor", "--real", "--to", "nowhere/x.md"), "x.md cannot be written: No such file"),
         (("clone", "a", "--voice", "Ada", "-o", "x.wav"), "There is no saved voice 'Ada'. The command 'voices"),
         (("edit", "emotion", "--reference", "REF", *WORDS, "-o", "x.wav"), "none was given"),
@@ -207,6 +220,24 @@ def test_voices_are_listed_without_weights_and_what_cannot_be_is_said(stepaudio,
     told = capsys.readouterr()
     assert told.out == "There are no saved voices.\n"
     assert "nowhere does not hold" in told.err
+
+
+def test_what_libraries_print_while_the_models_load_is_no_result(stepaudio, sound, capsys, monkeypatch):
+    from stepaudio import doctor, loading
+
+    def talking(function):
+        return lambda *arguments: sys.stdout.write("A notice.\n") and function(*arguments)
+
+    monkeypatch.setattr(loading, "load_engine", talking(loading.load_engine))
+    monkeypatch.setattr(doctor, "examine", talking(doctor.examine))
+    assert stepaudio("voices", "add", "Ada", "--reference", sound, *WORDS) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{VoiceFolder.of(Settings()).list()[0].id}\n"
+    assert "A notice.\n" in told.err
+    assert stepaudio("doctor") == 0
+    told = capsys.readouterr()
+    assert "A notice." not in told.out
+    assert "A notice.\n" in told.err
 
 
 def test_a_voice_lives_through_all_commands(stepaudio, sound, tmp_path, capsys):

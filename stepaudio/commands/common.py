@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,20 +48,22 @@ class Source:
 def running_service(settings: Settings) -> Iterator[Service]:
     """Give a service whose models are being loaded; its log goes to standard error. What runs at the end is cancelled.
 
+    So does what libraries print meanwhile, as FunASR does without ffmpeg: a result is put out after the end.
     Raises WeightsError at once when there is no usable weights folder.
     """
-    from stepaudio.loading import choose, load_engine  # heavy: torch
-    from stepaudio.log import configure_logging
-    from stepaudio.service import Service
+    with redirect_stdout(sys.stderr):
+        from stepaudio.loading import choose, load_engine  # heavy: torch
+        from stepaudio.log import configure_logging
+        from stepaudio.service import Service
 
-    configure_logging(settings.log_level, settings.log_format)
-    weights, runtime = choose(settings)
-    service = Service(settings, lambda: load_engine(weights, settings, runtime))
-    service.start()
-    try:
-        yield service
-    finally:
-        service.close(drain_seconds=0.0)
+        configure_logging(settings.log_level, settings.log_format)
+        weights, runtime = choose(settings)
+        service = Service(settings, lambda: load_engine(weights, settings, runtime))
+        service.start()
+        try:
+            yield service
+        finally:
+            service.close(drain_seconds=0.0)
 
 
 def add_reference(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -119,14 +121,25 @@ def presets_of(settings: Settings) -> PresetFolder:
 
 
 def sampling_of(settings: Settings, seed: int | None) -> SamplingParams:
-    """Return how the settings let ids be drawn, with this seed."""
+    """Return how the settings let ids be drawn, with this seed; raises InvalidInput as check_seed does."""
+    check_seed(seed)
     return SamplingParams(settings.temperature, settings.top_k, settings.top_p, settings.repetition_rule, seed=seed)
+
+
+def check_seed(seed: int | None) -> None:
+    """Raise InvalidInput for a seed outside its range; the pipeline would, once the models are loaded."""
+    if seed is not None:
+        from stepaudio.orders import seed_of  # heavy: torch
+
+        seed_of(SamplingParams(seed=seed))
 
 
 def text_of(value: str) -> str:
     """Return the text, or what standard input holds where it is "-"; raises InvalidInput where that is not UTF-8."""
     if value != STANDARD:
         return value
+    if sys.stdin is None:
+        raise InvalidInput("Standard input is closed.")
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:

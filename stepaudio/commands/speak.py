@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stepaudio import tasks
 from stepaudio.audiofile import FORMATS, check_format, encode, format_of
 from stepaudio.commands import common
+from stepaudio.commands.streams import put
 from stepaudio.files import check_target, write_file
 from stepaudio.settings import Settings
-from stepaudio.types import Task
-
-if TYPE_CHECKING:
-    from stepaudio.queue import Job
-    from stepaudio.service import CloneResult
+from stepaudio.types import Synthesis, Task
 
 
 def add_clone_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +40,8 @@ def run_clone(parsed: argparse.Namespace, settings: Settings) -> int:
     name = _format(parsed)
     request = CloneRequest(text=common.text_of(parsed.text), **_fields(parsed, settings, needs_transcript=True))
     with common.running_service(settings) as service:
-        _finish(service.submit_clone(request), parsed.output, name)
+        result = service.submit_clone(request).result()
+    _write(result.synthesis, parsed.output, name)
     return 0
 
 
@@ -57,7 +55,8 @@ def run_edit(parsed: argparse.Namespace, settings: Settings) -> int:
     fields = _fields(parsed, settings, needs_transcript=needs_transcript)
     request = EditRequest(task=task, new_text=new_text, passes=parsed.passes, **fields)
     with common.running_service(settings) as service:
-        _finish(service.submit_edit(request), parsed.output, name)
+        result = service.submit_edit(request).result()
+    _write(result.synthesis, parsed.output, name)
     return 0
 
 
@@ -90,14 +89,12 @@ def _fields(parsed: argparse.Namespace, settings: Settings, *, needs_transcript:
     }
 
 
-def _finish(job: Job[CloneResult], output: str, name: str) -> None:
-    """Wait for the job and write its sound; what the user should know goes to standard error."""
-    synthesis = job.result().synthesis
-    for notice in synthesis.notices:
-        sys.stderr.write(f"{notice}\n")
+def _write(synthesis: Synthesis, output: str, name: str) -> None:
+    """Write the sound; then what the user should know goes to standard error."""
     data = encode(synthesis.waveform, name)
     if output == common.STANDARD:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        put(data)
     else:
         write_file(Path(output), data)
+    for notice in synthesis.notices:
+        sys.stderr.write(f"{notice}\n")

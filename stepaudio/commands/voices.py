@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stepaudio.commands import common
+from stepaudio.commands.streams import put
 from stepaudio.errors import WeightsError
 from stepaudio.files import read_file, write_file
 from stepaudio.presets import PresetFolder
@@ -67,11 +68,11 @@ def _list(parsed: argparse.Namespace, settings: Settings) -> int:
         records = [{**asdict(voice), "preset": False} for voice in voices]
         unknown = {"consent": "", "seconds": None, "created": None}
         records += [{**asdict(preset), **unknown, "preset": True} for preset in presets]
-        sys.stdout.write(json.dumps(records, ensure_ascii=False, indent=1) + "\n")
+        put(json.dumps(records, indent=1) + "\n")  # ASCII, which every terminal and file can hold
     else:
         rows = [f"{v.id}  {v.seconds:5.1f} s  {v.created[:10]}  {v.language or '-':<8}  {v.name}\n" for v in voices]
         rows += [f"{p.id:<16}  {'-':>7}  {'preset':<10}  {p.language:<8}  {p.name}\n" for p in presets]
-        sys.stdout.write("".join(rows) or "There are no saved voices.\n")
+        put("".join(rows) or "There are no saved voices.\n")
     return 0
 
 
@@ -88,9 +89,7 @@ def _add(parsed: argparse.Namespace, settings: Settings) -> int:
     audio = read_file(parsed.reference)
     draft = VoiceDraft(audio, parsed.name, parsed.transcript, parsed.language, parsed.consent)
     VoiceFolder.of(settings).cleaned(draft)  # refused before anything is loaded
-    with common.running_service(settings) as service:
-        sys.stdout.write(f"{service.save_voice(draft).result().id}\n")
-    return 0
+    return _save(draft, settings)
 
 
 def _remove(parsed: argparse.Namespace, settings: Settings) -> int:
@@ -114,6 +113,12 @@ def _export(parsed: argparse.Namespace, settings: Settings) -> int:
 
 def _import(parsed: argparse.Namespace, settings: Settings) -> int:
     draft = read_export(read_file(parsed.file))
+    return _save(draft, settings)
+
+
+def _save(draft: VoiceDraft, settings: Settings) -> int:
+    """Save a new voice, put out its id, and return 0."""
     with common.running_service(settings) as service:
-        sys.stdout.write(f"{service.save_voice(draft).result().id}\n")
+        voice = service.save_voice(draft).result()
+    put(f"{voice.id}\n")
     return 0
