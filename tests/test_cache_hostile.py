@@ -155,7 +155,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-def test_a_database_with_planted_settings_or_tables_is_set_aside(
+def test_a_database_with_planted_settings_or_tables_is_replaced(
     folder: Path, caplog: pytest.LogCaptureFixture, planted: str
 ) -> None:
     sql(folder, PLANTED[planted])
@@ -164,9 +164,9 @@ def test_a_database_with_planted_settings_or_tables_is_set_aside(
         assert not cache.get_or_encode(noise(1), encode).hit
         assert cache.get_or_encode(noise(1), encode).hit
         assert cache.stats().problem is None
-    assert (folder / "cache.db.rejected").is_file()
+    assert not (folder / "cache.db.rejected").exists()
     assert len(warnings_of(caplog)) == 1
-    assert "set aside" in warnings_of(caplog)[0]
+    assert "was removed, and a new one is begun: its " in warnings_of(caplog)[0]
 
 
 @pytest.mark.parametrize("planted", [name for name in PLANTED if not name.startswith("a missing table")])
@@ -198,6 +198,7 @@ def test_a_cache_of_another_program_is_set_aside_and_not_destroyed(
     with closing(sqlite3.connect(tmp_path / "cache" / "cache.db.rejected")) as con:
         assert con.execute("SELECT COUNT(*) FROM Cache").fetchone() == (1,)
     assert len(warnings_of(caplog)) == 1
+    assert "was set aside as cache.db.rejected, and a new one is begun: its " in warnings_of(caplog)[0]
 
 
 def test_the_disk_refuses_everything_but_text_keys_and_bytes(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from stepaudio.cache import EncodingCache
-from tests.cache_kit import LIMIT, CountingEncoder, assert_same, encoding_of, noise, start_python
+from tests.cache_kit import LIMIT, CountingEncoder, assert_same, bytes_on_disk, encoding_of, noise, start_python
 
 NOBODY = 65534
 
@@ -97,7 +97,7 @@ def test_a_folder_that_is_removed_while_running_is_made_anew(tmp_path: Path, cap
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "empty", "a directory", "damaged pages"])
-def test_a_damaged_database_is_set_aside_at_the_start(
+def test_a_damaged_database_is_replaced_at_the_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     fill(tmp_path, 1, 2, 3)
@@ -122,7 +122,26 @@ def test_a_damaged_database_is_set_aside_at_the_start(
         assert cache.stats().problem is None
         assert cache.stats().entries == 1
     assert len(warnings_of(caplog)) == 1
-    assert "set aside" in warnings_of(caplog)[0]
+    what = "set aside as cache.db.rejected" if damage == "a directory" else "removed"
+    assert f"was {what}, and a new one is begun: " in warnings_of(caplog)[0]
+    assert (tmp_path / "cache.db.rejected").exists() == (damage == "a directory")
+
+
+@pytest.mark.parametrize("damaged", [slice(0, 64), slice(64, 4096), slice(8192, None)])
+def test_what_is_left_of_a_damaged_database_does_not_take_the_folder_beyond_its_limit(
+    tmp_path: Path, damaged: slice
+) -> None:
+    limit, encode = 2 * 2**20, CountingEncoder(frames=1000)
+    for start in (0, 100):
+        with EncodingCache(tmp_path, "f", size_limit=limit) as cache:
+            for seed in range(start, start + 8):
+                cache.get_or_encode(noise(seed), encode)
+            assert limit // 2 < cache.stats().bytes <= limit
+            assert bytes_on_disk(tmp_path) <= limit
+        database = tmp_path / "cache.db"
+        content = bytearray(database.read_bytes())
+        content[damaged] = b"x" * len(content[damaged])
+        database.write_bytes(content)
 
 
 def test_a_database_that_is_damaged_while_open_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -137,7 +156,8 @@ def test_a_database_that_is_damaged_while_open_is_replaced(tmp_path: Path, caplo
         for seed in range(8):
             assert_serves(cache, seed, hit=True)
         assert cache.stats().problem is None
-    assert any("damaged" in text and "set aside" in text for text in warnings_of(caplog))
+    assert any("damaged" in text and "removed" in text for text in warnings_of(caplog))
+    assert not (tmp_path / "cache.db.rejected").exists()
 
 
 def test_while_another_process_holds_the_database_hits_work_and_misses_cost_little(

@@ -92,7 +92,8 @@ class EncodingCache:
 
     fingerprint: whatever decides what the encoder makes of given samples (its weights, its constants).
     size_limit: bytes that the folder may take; the least recently used entries go first. While an entry is
-    written, SQLite's write-ahead log takes up to about a megabyte more.
+    written, SQLite's write-ahead log takes up to about a megabyte more. Not bounded is what another program put in
+    the database's place: that is set aside in the folder, until ``clear``.
     wait_limit: seconds to wait for somebody else's encoding of the same samples before encoding them anyway.
     retry_seconds: how long after a failure the folder is tried again; doubles up to five minutes.
 

@@ -17,7 +17,7 @@ import diskcache
 from diskcache.core import DBNAME
 
 from stepaudio.cache.lock import LOCKS, FileLock
-from stepaudio.cache.opening import REJECTED, fetch_read_only, is_damage, open_store, set_aside_if_same
+from stepaudio.cache.opening import REJECTED, fetch_read_only, is_damage, open_store, put_away_if_same
 from stepaudio.cache.store import ForeignData, Store
 from stepaudio.cache.tally import Tally
 
@@ -106,7 +106,7 @@ class FolderKeeper:
         return count
 
     def usage(self) -> tuple[int, int]:
-        """Return the number of entries and the bytes that the database takes on the disk."""
+        """Return the number of entries and the bytes on the disk: of the database, and of one that was set aside."""
         store = self._opened()
         entries = 0
         if store is not None:
@@ -156,17 +156,12 @@ class FolderKeeper:
 
     def _open(self) -> None:
         try:
-            self._store, rejected = open_store(self.folder, self._size_limit)
+            self._store, replaced = open_store(self.folder, self._size_limit)
         except STORAGE_ERRORS as error:
             self._failed(error, None, lost=True)
             return
-        if rejected is not None:
-            log.warning(
-                "The cache database in %s was set aside as %s, and a new one is begun: %s.",
-                self.folder,
-                REJECTED,
-                rejected,
-            )
+        if replaced is not None:
+            log.warning("The cache database in %s was %s.", self.folder, replaced)
 
     def _writable_store(self) -> Store | None:
         """Return the store unless it is known not to take anything now; after a failure it is tried out first."""
@@ -204,15 +199,15 @@ class FolderKeeper:
             if store is not None and is_damage(error):
                 self._close_store()
                 try:
-                    set_aside_if_same(store)
+                    done = put_away_if_same(store)
                 except OSError as worse:
                     error = worse
                 else:
                     log.warning(
-                        "The cache database in %s is damaged (%s); it was set aside as %s, and a new one is begun.",
+                        "The cache database in %s is damaged (%s); it was %s, and a new one is begun.",
                         self.folder,
                         error,
-                        REJECTED,
+                        done,
                     )
                     return
             if lost:

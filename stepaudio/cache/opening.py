@@ -13,7 +13,7 @@ from diskcache.core import DBNAME
 
 from stepaudio.cache.container import MAX_BYTES
 from stepaudio.cache.lock import LOCKS, FileLock
-from stepaudio.cache.store import COUNTERS, FETCH, LOCK_SECONDS, SETTINGS, ForeignData, Store, bytes_of
+from stepaudio.cache.store import COUNTERS, FETCH, LOCK_SECONDS, OUR_MARK, SETTINGS, ForeignData, Store, bytes_of
 
 REJECTED = DBNAME + ".rejected"
 # SHA-256 over the tables, indices and triggers that diskcache 5.6.3 creates; a test compares it with a new file's.
@@ -21,7 +21,7 @@ SCHEMA_DIGEST = "648582294837fd99b932731a698aeada28ceb21dc61c36a985303f53b06e450
 
 
 def open_store(folder: Path, size_limit: int) -> tuple[Store, str | None]:
-    """Return the folder's store, made where there is none, and why a database found there was set aside, if one was.
+    """Return the folder's store, made where there is none, and what became of a useless one found there, and why.
 
     Raises OSError, sqlite3.Error or diskcache.Timeout where the folder cannot be written or is locked.
     """
@@ -41,15 +41,17 @@ def open_store(folder: Path, size_limit: int) -> tuple[Store, str | None]:
             if not is_damage(error):
                 raise
             reason = f"SQLite says: {error}"
-        _set_aside(database)
-        return Store(folder, size_limit), reason
+        done = _put_away(database)
+        return Store(folder, size_limit), f"{done}, and a new one is begun: {reason}"
 
 
-def set_aside_if_same(store: Store) -> None:
-    """Set the store's damaged database aside, unless another process has done so already. Raises OSError."""
+def put_away_if_same(store: Store) -> str:
+    """Take the store's damaged database out of the way, unless another process has done so already.
+
+    Returns what became of it, in words. Raises OSError.
+    """
     with FileLock(store.database.parent / LOCKS / "open", 2 * LOCK_SECONDS):
-        if store.in_place():
-            _set_aside(store.database)
+        return _put_away(store.database) if store.in_place() else "replaced by another process"
 
 
 def _remove_stale_locks(locks: Path) -> None:
@@ -59,11 +61,34 @@ def _remove_stale_locks(locks: Path) -> None:
             pass
 
 
-def _set_aside(database: Path) -> None:
-    """Rename a database that is damaged or not ours, so that a new one can be made; the last such file is kept."""
-    os.replace(database, database.with_name(REJECTED))
+def _put_away(database: Path) -> str:
+    """Make room for a new database and return what became of the old one, in words.
+
+    What another program may miss is renamed, and the last such file kept. Ours holds nothing that cannot be computed
+    again, but may be as large as the limit: kept beside the new one, it would take the folder far beyond it.
+    """
+    if _is_anothers(database):
+        os.replace(database, database.with_name(REJECTED))
+        done = f"set aside as {REJECTED}"
+    else:
+        database.unlink()
+        done = "removed"
     for suffix in ("-wal", "-shm"):
         database.with_name(database.name + suffix).unlink(missing_ok=True)
+    return done
+
+
+def _is_anothers(database: Path) -> bool:
+    """Return whether this is no file, or a database of SQLite without our mark; what cannot be read is ours, damaged.
+
+    Raises OSError.
+    """
+    if not stat.S_ISREG(os.lstat(database).st_mode):
+        return True
+    with database.open("rb") as file:
+        head = file.read(64)
+    # The header of an SQLite file ends its first 64 bytes with user_version, big-endian.
+    return head.startswith(b"SQLite format 3\0") and head[60:] != OUR_MARK.to_bytes(4, "big")
 
 
 def fetch_read_only(folder: Path, key: str) -> bytes | None:

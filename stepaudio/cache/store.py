@@ -40,8 +40,10 @@ _BESIDE_BYTES = 40 * 1024
 # What the database takes without a single entry, rounded up.
 _EMPTY_BYTES = 64 * 1024
 
-# Pragmas of the file; user_version marks it as ours. diskcache applies them in the order of their names.
-_FILE_PRAGMAS: dict[str, int | str] = {"auto_vacuum": 1, "journal_mode": "wal", "user_version": 0x5E01}
+# The user_version of a file, which marks it as ours.
+OUR_MARK = 0x5E01
+# Pragmas of the file. diskcache applies them in the order of their names.
+_FILE_PRAGMAS: dict[str, int | str] = {"auto_vacuum": 1, "journal_mode": "wal", "user_version": OUR_MARK}
 # Pragmas of each connection. mmap_size 0: reading a mapped file that another process truncates is a SIGBUS.
 _CONNECTION_PRAGMAS: dict[str, int | str] = {
     "cache_size": 2048,
