@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from stepaudio.vocoder import conformer
 from stepaudio.vocoder.conformer import RelativeAttention, by_distance, relative_positions
@@ -40,14 +42,15 @@ def test_positions_run_from_the_farthest_past_to_the_farthest_future() -> None:
     torch.testing.assert_close(table[:, 3], (distance / 100).cos())
 
 
+@pytest.mark.parametrize("spare", [0, 5])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (4, 4), (3, 7), (5, 1)])
-def test_scores_by_distance_become_scores_by_key(queries: int, keys: int) -> None:
-    scores = torch.arange(2.0 * 3 * queries * (keys + queries - 1)).reshape(2, 3, queries, -1)
-    by_key = by_distance(scores)
+def test_scores_by_distance_become_scores_by_key(queries: int, keys: int, spare: int) -> None:
+    scores = torch.arange(2.0 * 3 * queries * (spare + keys + queries - 1)).reshape(2, 3, queries, -1)
+    by_key = by_distance(scores, keys)
     assert by_key.shape == (2, 3, queries, keys)
     for row in range(queries):
         for key in range(keys):
-            assert torch.equal(by_key[..., row, key], scores[..., row, queries - 1 - row + key])
+            assert torch.equal(by_key[..., row, key], scores[..., row, spare + queries - 1 - row + key])
 
 
 def test_attention_is_the_formula_written_out() -> None:
@@ -78,6 +81,48 @@ def test_the_block_of_queries_does_not_change_the_result(
 ) -> None:
     monkeypatch.setattr(conformer, "QUERY_BLOCK", block)
     assert_close(recorded.flow.encoder(recorded["out.token_embed"]), recorded["out.enc_out"], STAGE)
+
+
+@pytest.fixture
+def biases(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What attention was given as a mask, call by call."""
+    attend, seen = F.scaled_dot_product_attention, list[Tensor]()
+
+    def watched(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, scale: float) -> Tensor:
+        seen.append(attn_mask)
+        return attend(query, key, value, attn_mask=attn_mask, scale=scale)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    return seen
+
+
+def misaligned(bias: Tensor) -> bool:
+    """Whether CUDA's fused attention would read a mask from amid 16 bytes; torch copies those with other strides."""
+    strides = bias.stride()[:-1]
+    return all(stride % 8 == 0 for stride in strides) and bias.storage_offset() % 4 != 0
+
+
+@pytest.mark.parametrize("block", [8, 24, 512])
+def test_the_scores_of_a_whole_sound_begin_where_a_gpu_can_read_them(
+    recorded: Recordings, monkeypatch: pytest.MonkeyPatch, biases: list[Tensor], block: int
+) -> None:
+    monkeypatch.setattr(conformer, "QUERY_BLOCK", block)
+    for rows in (*range(8, 34), 261):
+        recorded.flow.encoder(torch.zeros(1, rows, recorded["out.token_embed"].shape[-1]))
+    assert len(biases) >= 27 * (len(recorded.flow.encoder.encoders) + len(recorded.flow.encoder.up_encoders))
+    assert not any(map(misaligned, biases))
+
+
+@pytest.mark.parametrize("prompt", range(25, 42))
+def test_the_scores_of_a_stream_begin_where_a_gpu_can_read_them(
+    recorded: Recordings, biases: list[Tensor], prompt: int
+) -> None:
+    encoder, wide = recorded.flow.encoder, recorded["out.token_embed"].shape[-1]
+    past = encoder.beginning(torch.zeros(1, 1, wide))
+    for rows in (3 * prompt, 15, 24, 48, 48):
+        _, past = encoder.extend(torch.zeros(1, rows + 3, wide), past, last=False, window=1500)
+    assert len(biases) == 5 * (len(encoder.encoders) + len(encoder.up_encoders))
+    assert not any(map(misaligned, biases))
 
 
 def test_a_single_row_is_encoded_too(recorded: Recordings) -> None:

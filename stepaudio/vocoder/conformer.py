@@ -28,6 +28,9 @@ LAYER_EPS = 1e-12
 # Queries that attend at a time. The scores over distances need 4 * heads * block * (T + block) bytes; for all
 # of 90 seconds at once that were 1.3 GB, half of it for distances that no pair has.
 QUERY_BLOCK = 512
+# The scores over keys begin at a multiple of so many numbers in memory: CUDA's fused attention reads them 16 bytes at a
+# time, and torch looks at their strides, not at their beginning, before it takes that kernel.
+ALIGNED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,18 +58,18 @@ def relative_positions(length: int, width: int, device: torch.device, queries: i
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)  # even dimensions sine, odd cosine
 
 
-def by_distance(scores: Tensor) -> Tensor:
-    """Return ``scores`` (B, H, N, K + N - 1) over distances as a view (B, H, N, K) over keys.
+def by_distance(scores: Tensor, keys: int) -> Tensor:
+    """Return ``scores`` (B, H, N, S + K + N - 1) over distances as a view (B, H, N, K) over ``keys`` = K.
 
     The N queries stand one after the other, and for key j of query r the distance's score is in column
-    N-1-r+j. So each row begins one column before the row above: the same memory, read with a row stride
-    that is one shorter.
+    S+N-1-r+j; the first S columns are spare. So each row begins one column before the row above: the same memory,
+    read with a row stride that is one shorter.
     """
-    batch, heads, queries, distances = scores.shape
+    batch, heads, queries, columns = scores.shape
     scores = scores.contiguous()
-    size = (batch, heads, queries, distances - queries + 1)
-    stride = (heads * queries * distances, queries * distances, distances - 1, 1)
-    return scores.as_strided(size, stride, scores.storage_offset() + queries - 1)
+    size = (batch, heads, queries, keys)
+    stride = (heads * queries * columns, queries * columns, columns - 1, 1)
+    return scores.as_strided(size, stride, scores.storage_offset() + columns - keys)
 
 
 class RelativeAttention(nn.Module):
@@ -114,7 +117,8 @@ class RelativeAttention(nn.Module):
             end = min(begin + QUERY_BLOCK, length)
             # The distances that these queries have to any key; K - 1 down to 1 - T stand in the table.
             reach = place[..., length - end : keys + length - 1 - begin]  # (1, H, d, K + N - 1)
-            bias = by_distance(placed[:, :, begin:end] @ reach)  # (B, H, N, K)
+            reach = F.pad(reach, (-(end - begin - 1) % ALIGNED, 0))  # so many columns to spare before the first score
+            bias = by_distance(placed[:, :, begin:end] @ reach, keys)  # (B, H, N, K)
             if present is not None:
                 bias = bias.masked_fill(~present[:, None, None], -math.inf)
             mixed.append(

@@ -353,6 +353,20 @@ def test_the_vocoder_sounds_as_on_the_cpu_and_a_stream_is_as_long(tmp_path: Path
     assert sum(map(len, [*pieces, stream.finish()])) == len(sounds[0])
 
 
+@pytest.mark.parametrize(("prompt", "spoken"), [(26, 10), (33, 20), (50, 37)])
+def test_sounds_whose_scores_begin_amid_16_bytes_are_made_too(
+    tmp_path: Path, gpu: torch.device, prompt: int, spoken: int
+) -> None:
+    """Lengths at which the scores over keys would not begin where fused attention can read them."""
+    write_vocoder(tmp_path, seed=0)
+    vocoder = load_vocoder(tmp_path, gpu)
+    mel, speaker = voice_of()
+    whole = vocoder.flow(speech(spoken), speech(prompt, seed=1), mel, speaker, seed=7, steps=2)
+    stream = vocoder.stream(speech(prompt, seed=1), mel, speaker, seed=7, steps=2)
+    pieces = [stream.push(speech(spoken).numbers), stream.finish()]
+    assert 480 * whole.shape[-1] == sum(map(len, pieces)) == 2880 * spoken
+
+
 def test_sounds_side_by_side_are_those_made_alone(tmp_path: Path, gpu: torch.device) -> None:
     write_vocoder(tmp_path, seed=0)
     vocoder = load_vocoder(tmp_path, gpu)
