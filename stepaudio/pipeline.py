@@ -310,7 +310,7 @@ class Pipeline:
         def order(words: str) -> Order:
             parts: list[Passage] = []
             longest = 0.0
-            for part in passages(words, self.limits.passage_seconds):
+            for part in passages(words, self.limits.passage_seconds, tasks.LANGUAGE_TAGS):
                 told = self._verbalise(part.text)
                 ids = self._prompts.clone(transcript, prompt, told, reference.waveform)
                 most = most_tokens(seconds_cap(told), self.limits, sampling, max_seconds)

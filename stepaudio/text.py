@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from stepaudio.errors import InvalidInput
 
@@ -25,16 +27,27 @@ ABBREVIATIONS = frozenset(f"{_TITLES} {_DATES}".split())
 """What a full stop follows without ending a sentence, in lower case and without that stop."""
 
 _CLOSERS = "\"'”’」』）)\\]"
-# Where a sentence may end: behind Latin marks only before white space, behind Chinese ones anywhere.
-_SENTENCE_END = re.compile(rf"[.!?…]+[{_CLOSERS}]*(?=\s)|[。！？]+[{_CLOSERS}]*|\n")
-_CLAUSE_END = re.compile(rf"[,;:—–]+[{_CLOSERS}]*(?=\s)|[，、；：]+[{_CLOSERS}]*|\s[-–—](?=\s)")
+_WIDE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+# Where a sentence may end: behind Latin marks only before white space or between Chinese or Japanese characters, behind
+# Chinese marks anywhere.
+_SENTENCE_END = re.compile(
+    rf"[.!?…]+[{_CLOSERS}]*(?=\s)|[。！？]+[{_CLOSERS}]*|(?<=[{_WIDE}])[.!?]+[{_CLOSERS}]*(?=[{_WIDE}])|\n"
+)
+_CLAUSE_END = re.compile(
+    rf"[,;:—–]+[{_CLOSERS}]*(?=\s)|[，、；：]+[{_CLOSERS}]*|(?<=[{_WIDE}])[,;:]+(?=[{_WIDE}])|\s[-–—](?=\s)"
+)
 _LAST_WORD = re.compile(r"([A-Za-z][A-Za-z.]*)$")
+_LONGEST_ABBREVIATION = 20
+_TAG = re.compile(r"\[[A-Za-z][A-Za-z -]*\]")
+# What is not cut as long as it fits: a tag, or what stands between white space and tags.
+_UNIT = re.compile(rf"\s*(?:{_TAG.pattern}|[^\s\[]+|\[)\s*")
 
 # The silence between two passages, in seconds, by what stands where they meet.
 PARAGRAPH_PAUSE, SENTENCE_PAUSE, CLAUSE_PAUSE, WORD_PAUSE = 0.6, 0.35, 0.2, 0.05
 _EVEN_TRIES = 8
 
-_TAG = re.compile(r"\[[A-Za-z][A-Za-z -]*\]")
+Span = tuple[int, int]
+"""Where a part of a text begins and ends."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ def clean(text: str, *, what: str, limit: int) -> str:
     kept = "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs") else " " for c in text).strip()
     if not kept:
         raise InvalidInput(f"{what} is empty.")
-    if not any(unicodedata.category(c)[0] in "LN" for c in kept):
+    if not _speakable(kept):
         raise InvalidInput(f"{what} holds nothing that can be spoken: no letter, no digit.")
     return kept
 
@@ -81,35 +94,62 @@ def speaking_seconds(text: str) -> float:
     return SECONDS_PER_WIDE * wide + SECONDS_PER_NARROW * (len(text) - wide)
 
 
-def passages(text: str, most: float) -> list[Passage]:
+def passages(text: str, most: float, lasting: Sequence[str] = ()) -> list[Passage]:
     """Return the text in passages of ``most`` seconds of speech or less: split() made even, with pauses between.
 
     No more of them than split() gives, but none much shorter than the others where the sentences allow that.
+    ``lasting``: tags that hold until the next of them; a passage is spoken by itself, so it begins with the one that
+    holds where it begins.
     """
-    pieces = _evenly(text, most)
-    found, end = [], 0
-    for number, piece in enumerate(pieces):
-        end = text.index(piece, end) + len(piece)
-        after = text[end : text.index(pieces[number + 1], end)] if number + 1 < len(pieces) else None
-        found.append(Passage(piece, 0.0 if after is None else _pause(piece, after)))
+    measured = _Measured(text)
+    spans = _evenly(measured, most)
+    found, holding = [], ""
+    for number, (start, end) in enumerate(spans):
+        part = text[start:end]
+        told = part if part.startswith(tuple(lasting)) else f"{holding}{part}"
+        holding = next((tag for tag in reversed(_TAG.findall(part)) if tag in lasting), holding)
+        after = text[end : spans[number + 1][0]] if number + 1 < len(spans) else None
+        found.append(Passage(told, 0.0 if after is None else _pause(part, after)))
     return found
 
 
-def _evenly(text: str, most: float) -> list[str]:
+class _Measured:
+    """A text of which every part is measured without looking at its characters again."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._wide = list(accumulate((unicodedata.east_asian_width(c) in "WF" for c in text), initial=0))
+
+    def seconds(self, start: int, end: int) -> float:
+        """Return speaking_seconds() of a part."""
+        wide = self._wide[end] - self._wide[start]
+        return SECONDS_PER_WIDE * wide + SECONDS_PER_NARROW * (end - start - wide)
+
+    def stripped(self, start: int, end: int) -> Span:
+        """Return a part without white space at its ends; an empty one, if there is nothing else."""
+        while start < end and self.text[start].isspace():
+            start += 1
+        while start < end and self.text[end - 1].isspace():
+            end -= 1
+        return start, end
+
+
+def _evenly(measured: _Measured, most: float) -> list[Span]:
     """Return split() with the shortest limit that gives as few pieces and cuts no sentence that fits into ``most``."""
-    pieces = split(text, most)
-    if len(pieces) < 2:
-        return pieces
-    longest = max(speaking_seconds(sentence.strip()) for sentence in _cut(text, _SENTENCE_END))
-    low, high = min(max(longest, speaking_seconds(text) / len(pieces)), most), most
+    spans = _split(measured, most)
+    if len(spans) < 2:
+        return spans
+    whole = (0, len(measured.text))
+    longest = max(measured.seconds(*measured.stripped(*one)) for one in _cut(measured.text, whole, _SENTENCE_END))
+    low, high = min(max(longest, measured.seconds(*whole) / len(spans)), most), most
     for _ in range(_EVEN_TRIES):
         middle = (low + high) / 2
-        tried = split(text, middle)
-        if len(tried) <= len(pieces):
-            pieces, high = tried, middle
+        tried = _split(measured, middle)
+        if len(tried) <= len(spans):
+            spans, high = tried, middle
         else:
             low = middle
-    return pieces
+    return spans
 
 
 def _pause(before: str, between: str) -> float:
@@ -123,57 +163,81 @@ def _pause(before: str, between: str) -> float:
 
 def _ends_with(text: str, ends: re.Pattern[str]) -> bool:
     """Return whether the text ends in a match; white space is put behind it, which Latin marks ask for."""
-    matches = list(ends.finditer(f"{text} "))
-    return bool(matches) and matches[-1].end() >= len(text)
+    whole = f"{text} "
+    return any(end >= len(text) for _, end in _cut(whole, (0, len(whole)), ends)[:-1])
 
 
 def split(text: str, most: float) -> list[str]:
     """Return the text in pieces of ``most`` seconds of speech or less, each as long as whole sentences allow.
 
     A sentence that is longer by itself is divided between clauses, a clause between words, and what has no white
-    space anywhere. Nothing but white space at the ends of pieces is lost. Numbers (3.14), abbreviations (Dr. Who)
-    and initials (J. S. Bach) are kept whole.
+    space anywhere but in a tag ([sigh]), which stays whole even if it is too long. Numbers (3.14), abbreviations
+    (Dr. Who) and initials (J. S. Bach) are kept whole. Nothing is lost but white space at the ends of pieces, and what
+    would be a piece without a letter or digit (a line of dashes, say): the model would make some sound of it.
     """
-    pieces: list[str] = []
-    for sentence in _cut(text, _SENTENCE_END):
-        parts = [sentence] if speaking_seconds(sentence) <= most else _divided(sentence, most)
-        for part in parts:
-            joined = f"{pieces[-1]}{part}" if pieces else part
-            if pieces and speaking_seconds(joined.strip()) <= most:
-                pieces[-1] = joined
-            else:
-                pieces.append(part)
-    return [piece.strip() for piece in pieces if piece.strip()]
+    return [text[start:end] for start, end in _split(_Measured(text), most)]
 
 
-def _cut(text: str, ends: re.Pattern[str]) -> list[str]:
-    """Return the text cut behind every match of ``ends`` that is none of an abbreviation; joined they are the text."""
-    found, start = [], 0
-    for match in ends.finditer(text):
+def _split(measured: _Measured, most: float) -> list[Span]:
+    """Return where the pieces of split() are."""
+    spans: list[Span] = []
+    for part in _parts(measured, most):
+        start, end = measured.stripped(*part)
+        if start == end:
+            continue
+        if spans and measured.seconds(spans[-1][0], end) <= most:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return [(start, end) for start, end in spans if _speakable(measured.text[start:end])]
+
+
+def _speakable(text: str) -> bool:
+    """Return whether there is something to speak: a letter or a digit of any script."""
+    return any(unicodedata.category(c)[0] in "LN" for c in text)
+
+
+def _cut(text: str, span: Span, ends: re.Pattern[str]) -> list[Span]:
+    """Return a part of a text cut behind every match of ``ends`` that is none of an abbreviation."""
+    found, start = list[Span](), span[0]
+    for match in ends.finditer(text, *span):
         if match[0] == "." and _abbreviated(text[start : match.start()]):
             continue
-        found.append(text[start : match.end()])
+        found.append((start, match.end()))
         start = match.end()
-    return [*found, text[start:]]
+    return [*found, (start, span[1])]
 
 
 def _abbreviated(before: str) -> bool:
     """Return whether a full stop behind this belongs to its last word: an abbreviation or an initial."""
-    word = _LAST_WORD.search(before)
+    word = _LAST_WORD.search(before[-_LONGEST_ABBREVIATION:])
     return word is not None and (word[1].lower() in ABBREVIATIONS or (len(word[1]) == 1 and word[1].isupper()))
 
 
-def _divided(sentence: str, most: float) -> list[str]:
-    """Return a sentence that is too long in parts that are not: clauses, else words, else as many characters as fit."""
-    parts: list[str] = []
-    for clause in _cut(sentence, _CLAUSE_END):
-        if speaking_seconds(clause) <= most:
-            parts.append(clause)
+def _parts(measured: _Measured, most: float) -> Iterator[Span]:
+    """Yield the sentences; of one that is too long its clauses, else its words, else as many characters as fit."""
+    text = measured.text
+    for sentence in _cut(text, (0, len(text)), _SENTENCE_END):
+        if measured.seconds(*measured.stripped(*sentence)) <= most:
+            yield sentence
             continue
-        for word in re.findall(r"\s*\S+\s*", clause):
-            while speaking_seconds(word) > most:
-                count = max(1, next(n for n in range(1, len(word) + 1) if speaking_seconds(word[:n]) > most) - 1)
-                parts.append(word[:count])
-                word = word[count:]
-            parts.append(word)
-    return parts
+        for clause in _cut(text, sentence, _CLAUSE_END):
+            if measured.seconds(*measured.stripped(*clause)) <= most:
+                yield clause
+                continue
+            for unit in _UNIT.finditer(text, *clause):
+                start, end = measured.stripped(*unit.span())
+                if _TAG.fullmatch(text, start, end):
+                    yield start, end
+                else:
+                    yield from _fitting(measured, (start, end), most)
+
+
+def _fitting(measured: _Measured, span: Span, most: float) -> Iterator[Span]:
+    """Yield a part cut wherever it must be, lest its parts be too long; one character at the least."""
+    start, end = span
+    for place in range(start + 1, end):
+        if measured.seconds(start, place + 1) > most:
+            yield start, place
+            start = place
+    yield start, end

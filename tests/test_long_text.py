@@ -217,3 +217,16 @@ def test_three_minutes_of_text_stream_with_flat_memory(load, reference):
     }
     write("long_stream", result, "python -m pytest -m proof tests/test_long_text.py")
     assert end - half < 4 * 90 * 24_000 + 8e6
+
+
+def test_every_passage_of_a_long_text_is_asked_for_in_its_language(pipeline, reference, monkeypatch):
+    told: list[str] = []
+    clone = pipeline._prompts.clone
+    monkeypatch.setattr(
+        pipeline._prompts,
+        "clone",
+        lambda heard, prompt, text, sound: (told.append(text), clone(heard, prompt, text, sound))[1],
+    )
+    pipeline.clone(reference, f"[Cantonese]{TEXT}", GREEDY, **QUICK)
+    assert len(told) > 1
+    assert all(text.startswith("[Cantonese]") and text.count("[") == 1 for text in told)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio.errors import InvalidInput
 from stepaudio.text import (
+    _SENTENCE_END,
     CLAUSE_PAUSE,
     PARAGRAPH_PAUSE,
     SENTENCE_PAUSE,
     WORD_PAUSE,
+    _cut,
     clean,
     passages,
     seconds_cap,
@@ -67,18 +71,20 @@ def test_the_cap_is_generous_for_each_script_and_for_tags():
         ("It costs 3.14 dollars. That is all.", ["It costs 3.14 dollars.", "That is all."]),
         ("Dr. Who met J. S. Bach at 5 p.m. today. Odd.", ["Dr. Who met J. S. Bach at 5 p.m. today.", "Odd."]),
         ("今天好。我们去吧！好吗？", ["今天好。", "我们去吧！", "好吗？"]),
+        ("今天好.我们去吧!好吗?", ["今天好.", "我们去吧!", "好吗?"]),
+        ("这个版本是3.14吗?是的.", ["这个版本是3.14吗?", "是的."]),
         ("他说：“走吧。”然后走了。", ["他说：“走吧。”", "然后走了。"]),
         ("First line\nSecond line", ["First line", "Second line"]),
         ("Wait... what? [Laughter] Yes.", ["Wait...", "what?", "[Laughter] Yes."]),
     ],
 )
 def test_text_is_split_where_sentences_end(text, pieces):
-    most = max(speaking_seconds(piece) for piece in pieces)
-    found = split(text, most)
-    # Short neighbours may share a piece; no piece may end where no sentence does.
-    assert set(" ".join(found).split()) == set(" ".join(pieces).split())
-    ends = {piece[-4:] for piece in pieces}
-    assert all(piece[-4:] in ends for piece in found)
+    cut = [text[start:end].strip() for start, end in _cut(text, (0, len(text)), _SENTENCE_END)]
+    assert [piece for piece in cut if piece] == pieces
+    # Short neighbours share a piece; no piece ends where no sentence does.
+    found = split(text, max(speaking_seconds(piece) for piece in pieces))
+    assert " ".join(" ".join(found).split()) in (" ".join(text.split()), " ".join(pieces))
+    assert {piece[-4:] for piece in found} <= {piece[-4:] for piece in pieces}
 
 
 def test_sentences_share_a_piece_as_long_as_they_fit():
@@ -100,12 +106,74 @@ def test_a_sentence_that_is_too_long_is_divided_between_clauses_then_words_then_
     assert split("好" * 10, 1.0) == ["好好好好", "好好好好", "好好"]
 
 
+def speakable(text: str) -> str:
+    """Return the letters and digits."""
+    return "".join(c for c in text if unicodedata.category(c)[0] in "LN")
+
+
+TEXTS = st.lists(st.sampled_from([*"ab .,!?\n1。，好[]\"'-", "[sigh]", " " * 90, "\u3000" * 30, "-" * 80])).map("".join)
+
+
 @settings(max_examples=300, deadline=None)
-@given(text=st.text("ab .,!?\n1。，好[]\"'", max_size=120), most=st.floats(0.3, 5))
-def test_nothing_but_white_space_is_lost_and_no_piece_is_too_long(text, most):
+@given(text=TEXTS, most=st.floats(0.3, 5))
+def test_nothing_that_can_be_spoken_is_lost_and_no_piece_is_too_long(text, most):
     pieces = split(text, most)
-    assert "".join("".join(pieces).split()) == "".join(text.split())
-    assert all(piece and speaking_seconds(piece) <= most for piece in pieces)
+    assert speakable("".join(pieces)) == speakable(text)
+    assert all(speakable(piece) for piece in pieces)
+    assert all(speaking_seconds(piece) <= most or piece.startswith("[") for piece in pieces)
+    if speaking_seconds(text.strip()) <= most:
+        assert pieces == [text.strip()] or not speakable(text)
+
+
+@pytest.mark.parametrize("rule", ["-" * 72, "=" * 72, "* " * 30, "\U0001f642 " * 40, "……" * 30])
+def test_a_line_that_cannot_be_spoken_is_no_passage(rule):
+    sentence = f"{'word ' * 34}end."
+    found = passages(f"{sentence}\n{rule}\n{sentence}", 15)
+    assert [passage.text for passage in found] == [sentence, sentence]
+    assert found[0].pause == PARAGRAPH_PAUSE
+
+
+@pytest.mark.parametrize("gap", [" " * 220 + "\n", "\u3000" * 61, "\t" * 500])
+def test_a_long_stretch_of_white_space_is_none_of_a_texts_trouble(gap):
+    assert [passage.text for passage in passages(f"Dear Sir,{gap}thank you. {'More. ' * 40}", 15)] != []
+    assert passages(f"Dear Sir,{gap}thank you.", 15)[-1].text.endswith("thank you.")
+
+
+def test_a_tag_is_never_cut():
+    found = split("word " * 41 + "[clears throat] and then " + "word " * 20, 15)
+    assert sum("[clears throat]" in piece for piece in found) == 1
+    assert sum("[Laughter]" in piece for piece in split("好" * 9 + "[Laughter]" + "好" * 9, 1.0)) == 1
+    assert split("[clears throat]", 0.5) == ["[clears throat]"]
+
+
+def test_a_long_text_is_measured_once():
+    calls = 0
+
+    class Counted(str):
+        def __getitem__(self, key):
+            nonlocal calls
+            calls += 1
+            return super().__getitem__(key)
+
+    text = Counted("字" * 5000)
+    assert "".join(split(text, 15)) == text
+    assert calls < 10 * len(text)
+
+
+def test_a_language_holds_until_the_next_one():
+    tags = ("[Cantonese]", "[Japanese]")
+    chinese, japanese = "今天天氣好好，我哋去公園行下啦。" * 8, "今日はいい天気ですね。" * 16
+    found = [passage.text for passage in passages(f"[Cantonese]{chinese}[Japanese]{japanese}", 15, tags)]
+    begin_with = [text[: text.index("]") + 1] for text in found]
+    assert begin_with == sorted(begin_with)
+    assert all(begin_with.count(tag) > 1 for tag in tags)
+    assert "".join(found).replace("[Cantonese]", "").replace("[Japanese]", "") == chinese + japanese
+    assert not any("[" in passage.text for passage in passages(chinese, 15, tags))
+
+
+def test_an_abbreviation_ends_no_sentence_where_a_long_one_is_divided():
+    found = passages("The show was opened late this evening by Dr. Smith of the university of Leeds.", 3.2)
+    assert [(passage.text[-3:], passage.pause) for passage in found] == [("Dr.", WORD_PAUSE), ("ds.", 0.0)]
 
 
 def test_passages_are_even_and_keep_sentences_whole():
@@ -136,9 +204,9 @@ def test_the_pause_between_passages_is_that_of_what_stands_there(text, most, pau
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=st.text("ab .,!?\n1。，好[]\"'", max_size=120), most=st.floats(0.3, 5))
+@given(text=TEXTS, most=st.floats(0.3, 5))
 def test_passages_lose_nothing_and_are_as_few_as_pieces(text, most):
     found = passages(text, most)
-    assert "".join("".join(passage.text for passage in found).split()) == "".join(text.split())
-    assert all(speaking_seconds(passage.text) <= most for passage in found)
+    assert speakable("".join(passage.text for passage in found)) == speakable(text)
+    assert all(speaking_seconds(passage.text) <= most or passage.text.startswith("[") for passage in found)
     assert len(found) <= len(split(text, most))
