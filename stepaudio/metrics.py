@@ -54,10 +54,12 @@ class Metrics:
         seconds = sum(take.waveform.seconds for take in takes)
         self._rtf.labels(task).observe(timings.total / seconds)
         self._sound.labels(task).inc(seconds)
-        tokens, writing = sum(len(take.tokens.numbers) for take in takes), timings.find(LLM)
+        # An edit of several passes writes in each of them; an attempt for which memory did not suffice wrote nothing.
+        writing = [stage for stage in _every(timings.stages) if stage.name == LLM and stage.tokens]
+        tokens, spent = sum(stage.tokens for stage in writing), sum(stage.seconds for stage in writing)
         self._tokens.inc(tokens)
-        if writing is not None and writing.seconds > 0:
-            self._speed.observe(tokens / writing.seconds)
+        if spent > 0:
+            self._speed.observe(tokens / spent)
 
     def ended(self, task: str, state: str, error: BaseException | None) -> None:
         """Count a job that is over: done, cancelled, refused (the user can mend it) or failed."""

@@ -45,7 +45,7 @@ class Speaker:
         """
         progress(LLM, 0.0)
         with timer.stage(LLM) as stage:
-            answers, stage.note = self._write(orders, progress, should_stop)
+            answers, stage.tokens, stage.note = self._write(orders, progress, should_stop)
         waveforms = self._speak(orders, answers, flow_steps or self.flow_steps, timer, progress, should_stop)
         seconds = sum(waveform.seconds for waveform in waveforms)
         return [
@@ -83,8 +83,10 @@ class Speaker:
         joiner = Joiner(rate) if len(order.passages) > 1 else None
         return SpeechStream(write, voice, rate, conclude, joiner, lone_writer=self._lm.alone)
 
-    def _write(self, orders: Sequence[Order], progress: Progress, should_stop: ShouldStop) -> tuple[list[Spoken], str]:
-        """Return what the language model answers to each order, and a note of its speed.
+    def _write(
+        self, orders: Sequence[Order], progress: Progress, should_stop: ShouldStop
+    ) -> tuple[list[Spoken], int, str]:
+        """Return what the language model answers to each order, how many tokens it wrote, and a note of its speed.
 
         The passages of all orders are decoded side by side.
         """
@@ -109,7 +111,7 @@ class Speaker:
             generations += made
         rest = iter(generations)
         answers = [spoken(order, [next(rest) for _ in order.passages]) for order in orders]
-        return answers, _speed(generations, prefill, decode)
+        return answers, _tokens(generations), _speed(generations, prefill, decode)
 
     def _write_into(
         self,
@@ -209,7 +211,8 @@ def _add_side_by_side(
     flow, sound = stream.voice.flow_seconds, stream.voice.sound_seconds
     rest = max(time.perf_counter() - stream.started - writing, 0.0)
     share = min(rest / max(flow + sound, 1e-9), 1.0)
-    timer.add(LLM, writing, busy=writing, note=_speed(generations, prefill, decoding))
+    note = _speed(generations, prefill, decoding)
+    timer.add(LLM, writing, busy=writing, note=note, tokens=_tokens(generations))
     timer.add(FLOW, share * flow, busy=flow, note=_steps(flow_steps))
     timer.add(VOCODER, share * sound, busy=sound)
 
@@ -222,6 +225,10 @@ def _written(progress: Progress, before: int, most: int) -> Callable[[int, int],
 def _part(progress: Progress, stage: str, number: int, count: int) -> Callable[[float], None]:
     """Return what hears the fraction done of one passage among several."""
     return lambda fraction: progress(stage, (number + fraction) / count)
+
+
+def _tokens(generations: Sequence[Generation]) -> int:
+    return sum(len(generation.tokens.numbers) for generation in generations)
 
 
 def _speed(generations: Sequence[Generation], prefill: float, decode: float) -> str:

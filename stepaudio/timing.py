@@ -12,12 +12,13 @@ OTHER = "other"
 
 
 class OpenStage:
-    """A stage while it runs; ``note`` may be set until it ends."""
+    """A stage while it runs; ``note`` and ``tokens`` may be set until it ends."""
 
     def __init__(self, name: str, start: float) -> None:
         self.name = name
         self.start = start
         self.note = ""
+        self.tokens = 0
         self.children: list[Stage] = []
 
     def close(self, end: float) -> Stage:
@@ -27,7 +28,7 @@ class OpenStage:
         if children:
             rest = seconds - sum(child.seconds for child in children)
             children.append(Stage(OTHER, max(rest, 0.0)))
-        return Stage(self.name, seconds, note=self.note, children=tuple(children))
+        return Stage(self.name, seconds, note=self.note, children=tuple(children), tokens=self.tokens)
 
 
 class StageTimer:
@@ -58,9 +59,9 @@ class StageTimer:
             self._open.pop()
             self._open[-1].children.append(stage.close(self._clock()))
 
-    def add(self, name: str, seconds: float, busy: float | None = None, note: str = "") -> None:
+    def add(self, name: str, seconds: float, busy: float | None = None, note: str = "", tokens: int = 0) -> None:
         """Record a stage that something else has measured, as a child of the stage that is open now."""
-        self._open[-1].children.append(Stage(name, seconds, busy=busy, note=note))
+        self._open[-1].children.append(Stage(name, seconds, busy=busy, note=note, tokens=tokens))
 
     def seconds_at(self, instant: float) -> float:
         """Return how many seconds after the timer was made an instant of its clock was."""

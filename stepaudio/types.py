@@ -111,7 +111,8 @@ class SamplingParams:
 class Stage:
     """One timed stage: wall ``seconds`` on the critical path, which the children sum to.
 
-    ``busy`` is what the stage itself worked where it ran beside others (None: it ran alone).
+    ``busy`` is what the stage itself worked where it ran beside others (None: it ran alone). ``tokens``: how many
+    speech tokens were written in it.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Stage:
     busy: float | None = None
     note: str = ""
     children: tuple[Stage, ...] = ()
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

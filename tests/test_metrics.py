@@ -16,7 +16,7 @@ SYNTHESIS = Synthesis(
     waveform=Waveform(np.zeros(48_000, np.float32), 24_000),
     tokens=SpeechTokens(np.zeros(85, np.int64)),
     prompt_ids=(1, 2),
-    timings=Timings(1.0, (Stage("Clone", 0.9, children=(Stage("LLM", 0.5), Stage("other", 0.4))),)),
+    timings=Timings(1.0, (Stage("Clone", 0.9, children=(Stage("LLM", 0.5, tokens=85), Stage("other", 0.4))),)),
     encoding=EncodingTimes(hit=True, hash=0.0, lookup=0.0),
     seed=1,
     stopped="end",
@@ -48,12 +48,28 @@ def test_a_sound_counts_its_stages_tokens_and_speed():
 
 def test_takes_count_together():
     metrics = Metrics()
-    metrics.made("Clone", [SYNTHESIS] * 3, waited=0.0)
+    stages = (Stage("Clone", 0.9, children=(Stage("LLM", 0.5, tokens=3 * 85),)),)
+    metrics.made("Clone", [replace(SYNTHESIS, timings=Timings(1.0, stages))] * 3, waited=0.0)
     found = samples(metrics)
     assert found["stepaudio_tokens_total",] == 3 * 85
     assert found["stepaudio_sound_seconds_total", "Clone"] == 6
     assert found["stepaudio_rtf_sum", "Clone"] == pytest.approx(1 / 6)
     assert found["stepaudio_request_seconds_count", "Clone"] == 1
+
+
+def test_the_passes_of_an_edit_count_together():
+    metrics = Metrics()
+    passes = tuple(
+        Stage(f"Pass {number}", 3.0, children=(Stage("LLM", seconds, tokens=tokens),))
+        for number, seconds, tokens in ((1, 2.0, 200), (2, 1.0, 85))
+    )
+    failed = Stage("LLM", 7.0)
+    stages = (Stage("Edit", 13.0, children=(failed, *passes)),)
+    metrics.made("Edit", [replace(SYNTHESIS, timings=Timings(13.0, stages))], waited=0.0)
+    found = samples(metrics)
+    assert found["stepaudio_tokens_total",] == 285
+    assert found["stepaudio_tokens_per_second_count",] == 1
+    assert found["stepaudio_tokens_per_second_sum",] == pytest.approx(95)
 
 
 def test_ends_are_told_apart():
