@@ -76,6 +76,11 @@ class Job(Generic[T]):
         return self._error
 
     @property
+    def waited(self) -> float:
+        """How many seconds it waited in the line, so far or until it ran or was cancelled."""
+        return (self.started or self.finished or time.monotonic()) - self.submitted
+
+    @property
     def position(self) -> int:
         """How many turns until it runs: 0 while it runs (and afterwards), n for the n-th in line."""
         with self._line.changed:

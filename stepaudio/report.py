@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepaudio.timing import OTHER
-from stepaudio.types import EncodingTimes, Stage, Synthesis
+from stepaudio.types import EncodingTimes, Stage, Synthesis, Timings
 
 GET_ENGINE, POST_PROCESS = "Get engine", "Post-process"
 # Width of the longest label, "Post-process:"; the seconds behind it are right-aligned.
@@ -37,7 +37,7 @@ def request_block(synthesis: Synthesis, *, waited: float = 0.0, further: Sequenc
 
     ``further``: takes that were made in the same request and the same time. ``waited`` is the time in the queue, in
     seconds; it is told, but is no part of the total. Where an edit of several passes would take more lines, the
-    stages within stages are left out; JSON has them all.
+    stages within stages stand on their parent's line; JSON has them all in full.
     """
     for depth in (2, 1, 0):
         lines = _lines(synthesis, waited, further, depth)
@@ -69,15 +69,39 @@ def _lines(synthesis: Synthesis, waited: float, further: Sequence[Synthesis], de
 def _child_lines(stage: Stage, depth: int, indent: int = 7) -> list[str]:
     name = stage.name.ljust(CHILD_WIDTH - (indent - 7))
     busy = f"  busy {stage.busy:.3f}s" if stage.busy is not None else ""
-    children = stage.children if depth > 0 else ()
-    # Here the rest needs no line of its own: a miss and a hit then fit into the last 30 lines of a log.
-    rest = sum(child.seconds for child in children if child.name == OTHER)
-    note = "".join(f"  {part}" for part in (stage.note, f"{OTHER} {rest:.3f}s" if rest else "") if part)
+    # The rest needs no line of its own: a miss and a hit then fit into the last 30 lines of a log.
+    inline = [child for child in stage.children if depth <= 0 or (child.name == OTHER and child.seconds)]
+    note = "".join(f"  {part}" for part in (stage.note, ", ".join(map(_inline, inline))) if part)
     lines = [f"{' ' * indent}{name} {stage.seconds:.3f}s{busy}{note}"]
-    for child in children:
+    for child in stage.children if depth > 0 else ():
         if child.name != OTHER:
             lines.extend(_child_lines(child, depth - 1, indent + 2))
     return lines
+
+
+def _inline(stage: Stage) -> str:
+    """Return a stage and those within it in one piece."""
+    within = f" ({', '.join(map(_inline, stage.children))})" if stage.children else ""
+    return f"{stage.name} {stage.seconds:.3f}s{within}"
+
+
+def spent(timings: Timings, waited: float) -> str:
+    """Return the sentence that tells where the seconds went of a request that gave no result; ``waited`` as above."""
+    stages = f": {', '.join(map(_inline, timings.stages))}" if timings.stages else ""
+    wait = f", waited {waited:.3f}s in the queue" if waited >= 0.0005 else ""
+    return f"It ran for {timings.total:.3f}s{stages}{wait}."
+
+
+def failure_record(event: str, task: str, message: str, timings: Timings, waited: float) -> dict[str, Any]:
+    """Return what is known of a request that gave no result as a JSON-ready object; event: how it ended."""
+    return {
+        "event": event,
+        "task": task,
+        "message": message,
+        "total_seconds": round(timings.total, 6),
+        "queue_seconds": round(waited, 6),
+        "stages": [_stage_record(stage) for stage in timings.stages],
+    }
 
 
 def request_record(

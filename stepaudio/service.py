@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import TracebackType
 from typing import Any, ClassVar, Literal, TypeVar
 
 from stepaudio.asr import Transcriber, absent
@@ -26,11 +27,19 @@ from stepaudio.orders import MAX_SEED
 from stepaudio.pipeline import Pipeline
 from stepaudio.presets import PresetFolder
 from stepaudio.queue import Job, JobQueue
-from stepaudio.report import GET_ENGINE, POST_PROCESS, cache_lines, request_block, request_record
+from stepaudio.report import (
+    GET_ENGINE,
+    POST_PROCESS,
+    cache_lines,
+    failure_record,
+    request_block,
+    request_record,
+    spent,
+)
 from stepaudio.runs import RunHistory
 from stepaudio.settings import Settings
 from stepaudio.timing import StageTimer
-from stepaudio.types import Reference, SamplingParams, Synthesis, Task
+from stepaudio.types import Reference, SamplingParams, Synthesis, Task, Timings
 from stepaudio.voices import Voice, VoiceDraft, VoiceFolder
 
 log = logging.getLogger(__name__)
@@ -247,14 +256,14 @@ class Service:
 
         An exported voice is imported by saving what voices.read_export makes of it.
         """
-        return self._queue_up(SAVE_VOICE, lambda job: self._save(draft, job), client)
+        return self._queue_up(SAVE_VOICE, lambda job, timer: self._save(draft, job), client)
 
     def submit_transcription(self, audio: bytes, client: str = "") -> Job[str]:
         """Queue the writing down of what is said in a sound file. Raises Busy as submit_clone() does.
 
         The job's result is the words, "" where none were heard; WeightsError where nothing can transcribe.
         """
-        return self._queue_up(TRANSCRIBE, lambda job: self._transcribe(audio, job), client)
+        return self._queue_up(TRANSCRIBE, lambda job, timer: self._transcribe(audio, job), client)
 
     def submit_stream(self, request: CloneRequest, feed: SoundFeed) -> Job[CloneResult]:
         """Queue a clone whose sound goes into ``feed`` while it is being made. Raises Busy as submit_clone() does."""
@@ -304,33 +313,32 @@ class Service:
         return self._engine
 
     def _submit(self, request: Request) -> Job[CloneResult]:
-        return self._queue_up(request.label, lambda job: self._run(request, job), request.client)
+        return self._queue_up(request.label, lambda job, timer: self._run(request, job, timer), request.client)
 
-    def _queue_up(self, label: str, work: Callable[[Job[T]], T], client: str) -> Job[T]:
-        """Queue the work, to be done under its id in the log; an expected error is logged as one sentence."""
+    def _queue_up(self, label: str, work: Callable[[Job[T], StageTimer], T], client: str) -> Job[T]:
+        """Queue the work, to be done under its id in the log; an expected error is logged as one line."""
 
         def guarded(job: Job[T]) -> T:
-            with request_context(job.id):
-                try:
-                    return work(job)
-                except Cancelled:
-                    log.info("%s cancelled.", label)
-                    raise
-                except StepAudioError as error:
-                    log.warning("%s refused (%s): %s", label, type(error).__name__, error)
-                    raise
+            timer = StageTimer()
+            with request_context(job.id), _Account(job, timer):
+                return work(job, timer)
+
+        def over() -> None:
+            self.metrics.ended(label, job.state, job.error)
+            if job.started is None:
+                with request_context(job.id):
+                    _log_failure(job, Cancelled(), Timings(0.0))
 
         try:
             job = self.queue.submit(guarded, label=label, client=client)
         except Busy:
             self.metrics.turned_away(label)
             raise
-        job.when_over(lambda: self.metrics.ended(label, job.state, job.error))
+        job.when_over(over)
         return job
 
-    def _run(self, request: Request, job: Job[CloneResult]) -> CloneResult:
+    def _run(self, request: Request, job: Job[CloneResult], timer: StageTimer) -> CloneResult:
         """Run one request and log its block."""
-        timer = StageTimer()
         with timer.stage(GET_ENGINE):
             engine = self._get_engine(job)
             timer.synchronize_with(engine.runtime.synchronize)
@@ -344,7 +352,7 @@ class Service:
         timings = timer.finish()
         made = [replace(one, timings=timings, notices=loaded.notices + one.notices) for one in made]
         synthesis, *further = made
-        waited = (job.started or job.submitted) - job.submitted
+        waited = job.waited
         log.info(
             "%s",
             request_block(synthesis, waited=waited, further=further),
@@ -383,6 +391,35 @@ class Service:
         saved = f"Saved the voice {voice.id}, {voice.seconds:.2f} s."
         log.info("%s", "\n".join([*cache_lines(times), *loaded.notices, saved]))
         return voice
+
+
+class _Account:
+    """Logs of work that raises what it was and where its seconds went."""
+
+    def __init__(self, job: Job[Any], timer: StageTimer) -> None:
+        self._job, self._timer = job, timer
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            _log_failure(self._job, error, self._timer.finish())
+
+
+def _log_failure(job: Job[Any], error: BaseException, timings: Timings) -> None:
+    """Log a job that gave no result, in one line; of an error that nobody foresaw, the queue logs the rest."""
+    if isinstance(error, Cancelled):
+        level, event, message = logging.INFO, "cancelled", f"{job.label} cancelled."
+    elif isinstance(error, StepAudioError):
+        sentence = f"{job.label} refused ({type(error).__name__}): {error}"
+        level, event, message = logging.WARNING, "refused", sentence
+    else:
+        level, event, message = logging.WARNING, "failed", f"{job.label} failed."
+    facts = failure_record(event, job.label, message, timings, job.waited)
+    log.log(level, "%s %s", message, spent(timings, job.waited), extra={"facts": facts})
 
 
 def _run_within_memory(

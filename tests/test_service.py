@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 
 import pytest
 
@@ -66,8 +67,15 @@ def test_a_block_of_many_passes_keeps_to_its_lines_and_their_sum(service, audio,
     ]
     whole = result.synthesis.timings.find("Edit")
     assert sum(child.seconds for child in whole.children) == pytest.approx(whole.seconds, abs=1e-3)
+    line = next(line for line in block.splitlines() if "Pass 5" in line)
+    assert re.search(r"FunASR [\d.]+s.*, LLM [\d.]+s, Flow [\d.]+s, Vocoder [\d.]+s, other [\d.]+s$", line)
     stages = caplog.records[-1].facts["stages"][1]["children"]
     assert [child["name"] for child in stages[1]["children"]] == ["FunASR", "LLM", "Flow", "Vocoder", "other"]
+
+
+def test_the_tokens_of_all_passes_are_counted(service, audio):
+    service.submit_edit(edit(audio, passes=3)).result(60)
+    assert "stepaudio_tokens_total 75.0" in service.metrics.render().decode()
 
 
 def test_an_output_and_its_transcript_are_the_next_input(service, audio):
@@ -105,7 +113,36 @@ def test_an_edit_can_be_cancelled_while_it_runs(service, audio, caplog):
         job.cancel()
         with pytest.raises(Cancelled):
             job.result(60)
-    assert "Edit cancelled." in caplog.text
+    record = caplog.records[-1]
+    assert re.search(
+        r"^Edit cancelled\. It ran for [\d.]+s: Get engine [\d.]+s, Edit [\d.]+s \(.*LLM [\d.]+s, Flow [\d.]+s",
+        record.message,
+    )
+    assert record.facts["event"] == "cancelled"
+    assert record.facts["message"] == "Edit cancelled."
+    assert [stage["name"] for stage in record.facts["stages"]] == ["Get engine", "Edit"]
+
+
+def test_a_job_that_is_cancelled_before_its_turn_is_told_with_its_wait(make_engine, audio, tmp_path, caplog):
+    service = Service(Settings(cache_dir=tmp_path / "cache"), make_engine)
+    running, waiting = service.submit_edit(edit(audio)), service.submit_clone(clone(audio))
+    with caplog.at_level(logging.INFO, "stepaudio.service"):
+        time.sleep(0.1)
+        waiting.cancel()
+    assert re.search(r"Clone cancelled\. It ran for 0\.000s, waited 0\.[1-9]\d\ds in the queue\.$", caplog.messages[-1])
+    running.cancel()
+    service.close()
+
+
+def test_a_failure_that_nobody_foresaw_tells_where_its_seconds_went(service, audio, caplog, monkeypatch):
+    monkeypatch.setattr(service.engine.pipeline._vocoder, "sound", lambda *given, **named: [][0])
+    with pytest.raises(IndexError):
+        service.submit_clone(clone(audio)).result(60)
+    messages = [record.message for record in caplog.records]
+    assert any(
+        re.search(r"^Clone failed\. It ran for .*LLM [\d.]+s, Flow [\d.]+s, Vocoder", message) for message in messages
+    )
+    assert "Clone failed unexpectedly." in messages
 
 
 def test_edits_and_clones_wait_in_one_line(make_engine, audio, tmp_path):
