@@ -14,11 +14,12 @@ from stepaudio.asr import Transcriber, load_transcriber
 from stepaudio.cache import EncodingCache
 from stepaudio.device import Runtime
 from stepaudio.encoder.engines import TORCH, LinguisticChoice, engine_words, load_chosen
-from stepaudio.encoder.fingerprint import encoder_fingerprint, preprocessing_constants
+from stepaudio.encoder.fingerprint import encoder_fingerprint, file_states, preprocessing_constants
 from stepaudio.encoder.paraformer import LinguisticEncoder
 from stepaudio.encoder.reference import ReferenceEncoder
 from stepaudio.encoder.s3 import SemanticEncoder
 from stepaudio.encoder.speaker import SpeakerEncoder
+from stepaudio.errors import WeightsError
 from stepaudio.features import MelConfig
 from stepaudio.llm.bnb import Kind, pack_projections
 from stepaudio.llm.generate import SpeechLM
@@ -79,12 +80,12 @@ def choose(settings: Settings) -> tuple[WeightsFolder, Runtime]:
 def load_engine(weights: WeightsFolder, settings: Settings, runtime: Runtime) -> Engine:
     """Return the engine of a weights folder; raises WeightsError naming what is missing or damaged."""
     choice = linguistic_choice(settings)
-    encoder = load_encoder(weights, runtime, choice)
+    encoder, identity = _load_identified(weights, runtime, choice)
     prompts, lm = load_language_model(weights, settings, runtime)
     vocoder = load_vocoder(weights.cosyvoice, runtime.device)
     cache = EncodingCache(
         settings.cache_dir / ENCODINGS,
-        fingerprint(weights, encoder.mel, choice),
+        identity,
         size_limit=settings.cache_megabytes * 2**20,
         enabled=settings.cache_enabled,
     )
@@ -172,12 +173,32 @@ def mel_config(weights: WeightsFolder) -> MelConfig:
 
 def fingerprint(weights: WeightsFolder, mel: MelConfig, choice: LinguisticChoice) -> str:
     """Return what the cache's keys carry of the encoder: its files' contents, its preprocessing and its engine."""
+    constants = {**preprocessing_constants(mel), "linguistic_engine": choice.engine}
+    return encoder_fingerprint(_encoder_files(weights, choice), constants)
+
+
+def _encoder_files(weights: WeightsFolder, choice: LinguisticChoice) -> list[Path]:
     files = [weights.tokenizer / CENTROIDS, weights.tokenizer / S3_ONNX, weights.cosyvoice / CAMPPLUS]
     files += [weights.funasr / name for name in FUNASR_FILES]
     exported = choice.export_in(weights.funasr)
-    if exported is not None:
-        files.append(exported)
-    return encoder_fingerprint(files, {**preprocessing_constants(mel), "linguistic_engine": choice.engine})
+    return files if exported is None else [*files, exported]
+
+
+def _load_identified(
+    weights: WeightsFolder, runtime: Runtime, choice: LinguisticChoice
+) -> tuple[ReferenceEncoder, str]:
+    """Return the encoders and their fingerprint: the hash of the very files that were loaded.
+
+    Raises WeightsError where these changed meanwhile: what one encoder makes would be kept as another's, for good.
+    """
+    files = _encoder_files(weights, choice)
+    before = file_states(files)
+    encoder = load_encoder(weights, runtime, choice)
+    found = fingerprint(weights, encoder.mel, choice)
+    if file_states(files) != before:
+        encoder.close()
+        raise WeightsError(f"The weights in {weights.path} were changed while they were loaded; please start again.")
+    return encoder, found
 
 
 def part_loaders(weights: WeightsFolder, settings: Settings, runtime: Runtime) -> dict[str, Callable[[], str]]:

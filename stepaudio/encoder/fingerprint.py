@@ -50,6 +50,23 @@ def encoder_fingerprint(files: Sequence[Path], constants: Mapping[str, object]) 
     return whole.hexdigest()
 
 
+def file_states(files: Sequence[Path]) -> list[tuple[int, int, int] | None]:
+    """Return size and times of change of each file, None for one that is not there: other ones once it was replaced.
+
+    The second time is of the entry itself, which renaming changes where a file brings its old time along. No inodes:
+    some network file systems number the same file anew.
+    """
+    return [_state(path) for path in files]
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def hash_file(path: Path) -> tuple[str, int]:
     """Return (SHA-256 in hexadecimal, size in bytes) of a file; raises WeightsError where it cannot be read."""
     try:
