@@ -63,6 +63,15 @@ def test_two_voices_of_one_name_from_earlier_times_are_told_apart_by_their_ids(f
     assert folder.find("Grace").transcript == "the words"
 
 
+@pytest.mark.parametrize("name", ["Jose\u0301 Maria", "Jos\u00e9  Maria\n", " Jos\u00e9\u2028Maria"])
+def test_a_voice_is_found_by_the_words_it_was_saved_under_however_they_are_written(folder, name):
+    saved = folder.save(draft(name), WAVEFORM)
+    assert saved.name == "Jos\u00e9 Maria"
+    assert folder.find(name) == folder.find(saved.name) == saved
+    with pytest.raises(InvalidInput, match="There is no saved voice"):
+        folder.find(f"{name} x" * 100)
+
+
 @pytest.mark.parametrize("name", ["Ada", " ada ", "ADA"])
 def test_a_name_belongs_to_one_voice(folder, name):
     folder.save(draft(), WAVEFORM)
