@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from fastapi.responses import PlainTextResponse
+from starlette.exceptions import HTTPException
 
-from stepaudio.api.errors import error_response
-from stepaudio.api.guard import is_api
+from stepaudio.api.guard import is_api, path_of
 from stepaudio.errors import InvalidInput
 from stepaudio.tempfolder import TempFolder
 
@@ -58,7 +58,7 @@ class Login:
         if scope["type"] != "http":  # nothing here speaks over websockets
             return await send({"type": "websocket.close", "code": 1008})
         sent = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        path = scope["path"].removeprefix(self._root_path)
+        path = path_of({**scope, "root_path": self._root_path})
         to_the_api = self._keyed and is_api(path) and sent[:7].lower() == b"bearer "
         if path in OPEN or to_the_api or self._right(sent):
             return await self._app(scope, receive, send)
@@ -83,7 +83,11 @@ class Login:
 
 
 class Room:
-    """Turns away a body for which the folder of uploads has no room left."""
+    """Turns away a body for which the folder of uploads has no room left.
+
+    Room is made, of what others have left there, only when the body is asked for: after the application has seen by
+    the headers whether it takes the request at all.
+    """
 
     def __init__(self, app: App, folder: TempFolder) -> None:
         self._app = app
@@ -94,8 +98,20 @@ class Room:
             length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
             # A body without a stated length is bounded by the limits of its route; here it counts as a small one.
             needed = int(length) if length.isdigit() else SMALL_BODY
-            if needed >= SMALL_BODY and not await asyncio.to_thread(self._folder.make_room, needed):
-                message = "There is no room for more uploads at the moment; please try again in some minutes."
-                refused = error_response(507, message, "server_error", "no_room", headers={"Retry-After": "60"})
-                return await refused(scope, receive, send)
+            if needed >= SMALL_BODY:
+                receive = self._with_room(receive, needed)
         return await self._app(scope, receive, send)
+
+    def _with_room(self, receive: Receive, needed: int) -> Receive:
+        """Return a ``receive`` that makes room before the first piece; raises HTTPException where there is none."""
+        made = False
+
+        async def receiving() -> Message:
+            nonlocal made
+            if not made and not await asyncio.to_thread(self._folder.make_room, needed):
+                message = "There is no room for more uploads at the moment; please try again in some minutes."
+                raise HTTPException(507, message, headers={"Retry-After": "60"})
+            made = True
+            return await receive()
+
+        return receiving

@@ -51,21 +51,27 @@ class TempFolder:
             shutil.rmtree(path, ignore_errors=True)
 
     def make_room(self, needed: int) -> bool:
-        """Return whether ``needed`` more bytes fit, after the oldest files were removed as far as that takes."""
+        """Return whether ``needed`` more bytes fit, after the oldest files were removed as far as that takes.
+
+        For what would not fit without all of them either, none is removed.
+        """
         with self._lock:
-            files = sorted(self._files())
-            total = sum(size for _, size, _ in files)
             oldest_fresh = time.time() - FRESH_SECONDS
+            files = sorted(self._files())
+            fresh = sum(size for modified, size, _ in files if modified > oldest_fresh)
+            if fresh + needed > self._limit:
+                return False
+            total = sum(size for _, size, _ in files)
             removed = 0
-            for modified, size, path in files:
-                if total + needed <= self._limit or modified > oldest_fresh:
+            for _, size, path in files:
+                if total + needed <= self._limit:
                     break
                 path.unlink(missing_ok=True)
                 total -= size
                 removed += 1
             if removed:
                 log.info("Removed %d old uploads and results to make room.", removed)
-            return total + needed <= self._limit
+            return True
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Return modification time, size and path of every file."""

@@ -106,6 +106,16 @@ def test_a_key_of_the_api_is_left_to_its_own_check_where_there_are_keys(guarded)
     assert keyed.get("/", headers=headers).status_code == 401
 
 
+def test_the_beginning_of_a_word_is_no_root_path():
+    keyed = TestClient(Login(APP, (b"ada", b"p"), root_path="/v", keyed=True))
+    headers = {"authorization": "Bearer a-key"}
+    assert keyed.get("/v1/models", headers=headers).status_code == 200
+    assert keyed.get("/v/v1/models", headers=headers).status_code == 200
+    assert keyed.get("/vv1/models", headers=headers).status_code == 401
+    assert keyed.get("/v/health/live").status_code == 200
+    assert keyed.get("/v1/health/live").status_code == 401
+
+
 # The folder.
 
 
@@ -161,9 +171,19 @@ def test_the_oldest_files_make_room_and_fresh_ones_stay(tmp_path):
     assert folder.make_room(45)
     assert not first.exists()
     assert second.exists()
-    assert not folder.make_room(91)
+    assert second.exists()
+    assert folder.make_room(90)
     assert not second.exists()
     assert fresh.exists()
+
+
+def test_nothing_is_removed_for_what_will_not_fit_anyway(tmp_path):
+    folder = TempFolder(tmp_path, 100)
+    result = old(tmp_path / "result", 40)
+    assert not folder.make_room(101)
+    old(tmp_path / "fresh", 10, 1)
+    assert not folder.make_room(91)
+    assert result.exists()
 
 
 def test_a_body_without_room_is_turned_away_and_small_ones_are_not(tmp_path):
@@ -173,6 +193,17 @@ def test_a_body_without_room_is_turned_away_and_small_ones_are_not(tmp_path):
     refused = client.post("/upload", content=bytes(2 * MEGABYTE))
     assert refused.status_code == 507
     assert refused.headers["retry-after"] == "60"
-    assert "no room for more uploads" in refused.json()["error"]["message"]
+    assert "no room for more uploads" in refused.text
     assert client.post("/upload", content=b"text=hello").status_code == 200
     assert client.get("/").status_code == 200
+
+
+def test_no_room_is_made_for_a_body_that_nobody_reads(tmp_path):
+    async def refuse(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("No.", 401)
+
+    app = Starlette(routes=[Route("/{rest:path}", refuse, methods=["POST"])])
+    client = TestClient(Room(app, TempFolder(tmp_path, 3 * MEGABYTE)))
+    result = old(tmp_path / "result", 2 * MEGABYTE)
+    assert client.post("/upload", content=bytes(2 * MEGABYTE)).status_code == 401
+    assert result.exists()

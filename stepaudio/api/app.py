@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import gradio as gr
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.routing import BaseRoute, Match
 
@@ -54,7 +55,8 @@ def build_app(service: Service) -> FastAPI:
         redoc_url=None,
         static_url="/docs-static",
     )
-    app.add_middleware(Guard, service=service, keys=read_keys(service.settings))
+    keys = read_keys(service.settings)
+    app.add_middleware(Guard, service=service, keys=keys)
     add_handlers(app, service)
     _add_health(app, service)
     routers = (
@@ -65,8 +67,10 @@ def build_app(service: Service) -> FastAPI:
         batch_routes(service, batches),
         stream_routes(service),
     )
+    # It is the guard who looks at the key; this tells of it in the description, so that /docs can send one.
+    described = [Depends(HTTPBearer(scheme_name="key", auto_error=False))] if keys else []
     for router in routers:
-        app.include_router(router)
+        app.include_router(router, dependencies=described)
     _add_the_rest(app, [*app.routes, *(route for router in routers for route in router.routes)])
     return _with_page(app, service)
 
@@ -80,11 +84,13 @@ def _add_health(app: FastAPI, service: Service) -> None:
         cache=lambda: found.pipeline.cache.stats() if (found := engine()) is not None else None,
     )
 
+    @app.head("/health/live", include_in_schema=False)
     @app.get("/health/live", tags=["health"])
     def live() -> dict[str, str]:
         """The process answers."""
         return {"status": "live"}
 
+    @app.head("/health/ready", include_in_schema=False)
     @app.get("/health/ready", tags=["health"], responses={503: {"description": "Not yet, or loading failed."}})
     def ready(response: Response) -> dict[str, str]:
         """200 once the models are loaded and warm, 503 before that and when loading failed."""

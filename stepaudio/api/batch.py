@@ -76,7 +76,7 @@ def batch_routes(service: Service, batches: Batches) -> APIRouter:
     """Return the routes over one service and its batches."""
     router = APIRouter(prefix="/v1/batch", tags=["stepaudio's"])
 
-    @router.post("", status_code=202, responses=documented(400, 404, 408, 413, 422, 429, 503))
+    @router.post("", status_code=202, responses=documented(400, 404, 408, 413, 422, 429, 503, 507))
     def begin(body: BatchBody, request: Request) -> BatchObject:
         """Begin to speak a list of texts in a saved voice; the reference is encoded once."""
         check_model(service, body.model, SPEECH_ALIASES)
@@ -96,7 +96,7 @@ def batch_routes(service: Service, batches: Batches) -> APIRouter:
         shared = in_voice(service, shared, body.voice)
         return _shown(batches.begin(shared, body.input, body.response_format, client_of(request)))
 
-    @router.get("/{batch_id}", responses=documented(404, 422))
+    @router.get("/{batch_id}", responses=documented(400, 404, 422))
     def progress(batch_id: BatchPlace) -> BatchObject:
         """How far a batch is."""
         return _shown(batches.get(batch_id))
@@ -106,7 +106,7 @@ def batch_routes(service: Service, batches: Batches) -> APIRouter:
         response_class=FileResponse,
         responses={
             200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}},
-            **documented(404, 409, 422),
+            **documented(400, 404, 409, 422),
         },
     )
     def results(batch_id: BatchPlace) -> Response:
@@ -119,7 +119,7 @@ def batch_routes(service: Service, batches: Batches) -> APIRouter:
             raise NotFound("The sounds of this batch were removed to make room; they must be made again.")
         return FileResponse(batch.archive, media_type="application/zip", filename=f"{batch.id}.zip")
 
-    @router.delete("/{batch_id}", responses=documented(404, 422))
+    @router.delete("/{batch_id}", responses=documented(400, 404, 422))
     def remove(batch_id: BatchPlace) -> BatchDeleted:
         """Stop a batch and remove its sounds."""
         batches.remove(batch_id)

@@ -70,7 +70,7 @@ def catalogue_routes(service: Service) -> APIRouter:
         engine = service.engine
         return ModelList(data=[] if engine is None else [shown(model_id(engine))])
 
-    @router.get("/v1/models/{model}", responses=documented(404, 422, 503))
+    @router.get("/v1/models/{model}", responses=documented(400, 404, 422, 503))
     def one_model(model: Annotated[str, Path(max_length=200)]) -> ModelObject:
         """The model of this name; OpenAI's names mean the one that is loaded, where it can do what they do."""
         check_model(service, model, (*SPEECH_ALIASES, *TRANSCRIPTION_ALIASES))
@@ -83,7 +83,7 @@ def catalogue_routes(service: Service) -> APIRouter:
         response_model=Transcription,
         responses={
             200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
-            **documented(400, 404, 408, 413, 415, 422, 429, 499, 503),
+            **documented(400, 404, 408, 413, 415, 422, 429, 499, 503, 507),
         },
     )
     async def transcribe(

@@ -1,7 +1,8 @@
 """Errors over HTTP: OpenAI's error object, with a status that says whose affair it is.
 
-400 422 what was sent   401 the key   404 what was named   413 415 the file   429 come again   499 the client left
-500 a bug, or nothing came out of the models   503 not yet, not any more, or not enough memory
+400 422 what was sent   401 the key   403 a page of another address   404 what was named   413 415 the file
+429 come again   499 the client left   500 a bug, or nothing came out of the models
+503 not yet, not any more, or not enough memory   507 no room for what is uploaded
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ _OF_STATUS = {
     405: ("invalid_request_error", "method_not_allowed"),
     408: ("invalid_request_error", "too_slow"),
     413: ("invalid_request_error", "too_large"),
+    507: ("server_error", "no_room"),
 }
 
 _KIND = re.compile(r"(constrained|function)-.+|str|[A-Z]\w*")
@@ -120,6 +122,7 @@ _WORDS = {
 DESCRIPTIONS = {
     400: "What was sent cannot be used.",
     401: "A key is missing or wrong.",
+    403: "A page of another address made the browser send this.",
     404: "What was named is not there.",
     408: "The body of the request did not come in time.",
     409: "It is not finished yet.",
@@ -130,12 +133,13 @@ DESCRIPTIONS = {
     499: "The client closed the connection; its job was stopped.",
     500: "Nothing came out of the models, or a bug; the log says more.",
     503: "The models are not loaded, memory or time did not suffice, or the program is coming to its end.",
+    507: "There is no room for more uploads at the moment.",
 }
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the errors of a route for its documentation; 401 can happen on each."""
-    return {status: {"model": ErrorBody, "description": DESCRIPTIONS[status]} for status in (401, *statuses)}
+    """Return the errors of a route for its documentation; 401 and 403 can happen on each."""
+    return {status: {"model": ErrorBody, "description": DESCRIPTIONS[status]} for status in (401, 403, *statuses)}
 
 
 def error_response(
@@ -149,6 +153,13 @@ def error_response(
 ) -> JSONResponse:
     """Return an answer with an error object."""
     return ErrorResponse(status, ErrorObject(message=message, type=kind, param=param, code=code), headers)
+
+
+def at_the_end(service: Service, error: BaseException) -> BaseException:
+    """Return what to tell a client that is still there: a job that it did not stop was stopped with the program."""
+    if isinstance(error, Cancelled) and service.state == "stopping":
+        return ShuttingDown("The program is being shut down, and this request was stopped; please try again later.")
+    return error
 
 
 def refusal(service: Service, error: BaseException, request_id: str = "") -> JSONResponse:

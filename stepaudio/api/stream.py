@@ -34,7 +34,7 @@ def stream_routes(service: Service) -> APIRouter:
     @router.post(
         "",
         response_class=Response,
-        responses={**sound_documented(), **documented(400, 408, 413, 415, 422, 429, 499, 500, 503)},
+        responses={**sound_documented(), **documented(400, 408, 413, 415, 422, 429, 499, 500, 503, 507)},
     )
     async def stream(
         request: Request,

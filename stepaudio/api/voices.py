@@ -75,7 +75,7 @@ def voice_routes(service: Service) -> APIRouter:
         presets = [_preset(preset, started) for preset in service.presets.list()]
         return VoiceList(data=[*(_shown(voice) for voice in service.voices.list()), *presets])
 
-    @router.get("/{voice_id}", responses=documented(404, 422))
+    @router.get("/{voice_id}", responses=documented(400, 404, 422))
     def one_voice(voice_id: VoicePlace) -> VoiceObject:
         """One voice."""
         for preset in service.presets.list():
@@ -83,7 +83,7 @@ def voice_routes(service: Service) -> APIRouter:
                 return _preset(preset, started)
         return _shown(service.voices.get(voice_id))
 
-    @router.post("", responses=documented(400, 408, 413, 415, 422, 429, 499, 503))
+    @router.post("", responses=documented(400, 408, 413, 415, 422, 429, 499, 503, 507))
     async def save(
         request: Request,
         response: Response,
@@ -102,7 +102,7 @@ def voice_routes(service: Service) -> APIRouter:
         response.headers.update({"X-Request-Id": job.id, **notice_header(loaded.notices)})
         return _shown(voice)
 
-    @router.delete("/{voice_id}", responses=documented(404, 422, 503))
+    @router.delete("/{voice_id}", responses=documented(400, 404, 422, 503))
     def remove(voice_id: VoicePlace) -> VoiceDeleted:
         """Remove a saved voice."""
         service.voices.delete(voice_id)

@@ -41,6 +41,12 @@ def test_alive_at_once_and_ready_only_once_warm(kept_engine, tmp_path):
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["test-weights"]
 
 
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+def test_the_health_checks_answer_monitors_that_want_no_body(client, path):
+    answer = client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 def test_a_failed_start_is_told_by_the_health_check_and_the_api():
     def fail():
         raise WeightsError("The file hift.pt in models is missing.")

@@ -12,14 +12,18 @@ import time
 import httpx
 import openai
 import pytest
+from starlette.testclient import TestClient
 
 from stepaudio.api import build_app, guard
-from stepaudio.api.guard import BATCH_BYTES, FORM_BYTES, read_keys
+from stepaudio.api.guard import BATCH_BYTES, FORM_BYTES, PAGE_BYTES, read_keys
+from stepaudio.doors import Room
 from stepaudio.errors import InvalidInput
 from stepaudio.log import TextFormatter
 from stepaudio.settings import Settings
+from stepaudio.tempfolder import TempFolder
 from tests.api.kit import LONG, RECORDING, SHORT, serving, until
 from tests.api.test_stream import told
+from tests.test_doors import old
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,25 @@ def test_each_key_opens_and_the_health_checks_need_none(keyed):
     assert [m.id for m in openai.OpenAI(base_url=f"{url}/v1", api_key="key-of-bob").models.list()] == ["test-weights"]
 
 
+def test_no_way_of_writing_a_path_of_the_api_needs_no_key(keyed, make_service):
+    url, _ = keyed
+    for path in ("/metrics%0A", "/v1/voices%0A", "/stream%0a", "/v1%0a", "/nothing%00of%20the%20api"):
+        answer = httpx.get(url + path)
+        assert (answer.status_code, told(answer)["code"]) == (400, "invalid_path"), path
+    with TestClient(build_app(make_service(api_keys="key-of-ada", root_path="/v"))) as client:
+        for path in ("/v1/voices", "/v/v1/voices"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers=headers("ada")).status_code == 200
+
+
+def test_the_description_tells_of_the_key_where_one_is_needed(keyed, client):
+    described = httpx.get(f"{keyed[0]}/openapi.json").json()
+    assert described["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    assert described["paths"]["/v1/voices"]["get"]["security"] == [{"key": []}]
+    assert "security" not in described["paths"]["/health/live"]["get"]
+    assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
+
+
 def begun(url: str, request: httpx.Request) -> socket.socket:
     """Send a request over a connection of its own, and return that without waiting for the answer."""
     content = request.read()
@@ -101,7 +124,7 @@ def test_one_client_cannot_fill_the_line_and_others_still_get_in(keyed):
 
 def test_keys_come_from_the_settings_and_are_not_shown(tmp_path):
     file = tmp_path / "keys"
-    file.write_text("one\n# not this\n two \none\n")
+    file.write_text("\ufeffone\n# not this\n  # nor this\n two \none\n", encoding="utf-8")
     settings = Settings(api_keys="three,, one", api_keys_file=str(file))
     assert read_keys(settings) == (b"three", b"one", b"two")
     assert "three" not in repr(settings)
@@ -116,30 +139,90 @@ def test_a_file_of_keys_without_keys_does_not_open_the_door(make_service, tmp_pa
         build_app(make_service(api_keys_file=str(file)))
 
 
-@pytest.mark.parametrize(
-    ("path", "limit"),
-    [("/v1/audio/speech", FORM_BYTES), ("/v1/batch", BATCH_BYTES), ("/v1/voices", FORM_BYTES + 2 * 2**20)],
-)
-@pytest.mark.parametrize("said", [True, False])
-def test_what_is_too_large_is_refused_before_it_is_read(url, path, limit, said):
-    kind = "application/json" if path != "/v1/voices" else "multipart/form-data; boundary=x"
+@pytest.mark.parametrize("keys", [",", " ", " , ,"])
+def test_nor_does_a_setting_of_keys_without_keys(keys):
+    with pytest.raises(InvalidInput, match="The setting api_keys holds no key"):
+        read_keys(Settings(api_keys=keys))
+
+
+def said_too_large(url: str, path: str, limit: int, said: bool) -> str:
+    """Send more than the limit, by the length that is said or by what comes, and return what a 413 says of it."""
+    form = path in ("/v1/voices", "/gradio_api/upload")
+    kind = "application/json" if not form else "multipart/form-data; boundary=x"
     length = f"Content-Length: {limit + 1}" if said else "Transfer-Encoding: chunked"
-    start = (
-        b'--x\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n' if path == "/v1/voices" else b"["
-    )
+    start = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' if form else b"["
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection:
         connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n{length}\r\n\r\n".encode())
         if not said:
             for piece in (start, *[b" " * 2**16] * (limit // 2**16 + 1)):
                 connection.sendall(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
         answer = b""
-        while b"}}" not in answer:
+        while b"}" not in answer:
             answer += connection.recv(2**16)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.split()[1] == b"413"
-    error = json.loads(body)["error"]
+    return body.decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [("/v1/audio/speech", FORM_BYTES), ("/v1/batch", BATCH_BYTES), ("/v1/voices", FORM_BYTES + 2 * 2**20)],
+)
+@pytest.mark.parametrize("said", [True, False])
+def test_what_is_too_large_is_refused_before_it_is_read(url, path, limit, said):
+    error = json.loads(said_too_large(url, path, limit, said))["error"]
     assert error["code"] == "too_large"
     assert f"{limit / 2**20:.0f} MB" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "limit", "said"),
+    [
+        ("/gradio_api/queue/join", PAGE_BYTES, True),
+        ("/gradio_api/queue/join", PAGE_BYTES, False),
+        ("/gradio_api/run/predict", PAGE_BYTES, False),
+        ("/gradio_api/upload", FORM_BYTES + 2 * 2**20, True),
+    ],
+)
+def test_so_is_what_the_page_never_sends(url, path, limit, said):
+    assert f"at most {limit / 2**20:.0f} MB are taken here" in said_too_large(url, path, limit, said)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "left"),
+    [
+        ({"Content-Length": "99999999999"}, 401, True),
+        ({"Content-Length": "99999999999", **headers("ada")}, 413, True),
+        ({"Origin": "http://evil.example"}, 403, True),
+        ({}, 422, False),
+    ],
+)
+def test_room_is_made_only_for_a_request_that_is_taken(make_service, tmp_path, sent, status, left):
+    """The first three are refused by what stands before their bodies."""
+    keys = "key-of-ada" if status != 403 else ""
+    folder = TempFolder(tmp_path / "uploads", 3 * 2**20)
+    result = old(folder.path / "result.wav", 2 * 2**20)
+    app = Room(build_app(make_service(api_keys=keys)), folder)
+    with TestClient(app) as client:
+        own = {**(headers("ada") if status == 422 else {}), **sent}
+        answer = client.post("/v1/voices", files={"audio": bytes(3 * 2**19)}, headers=own)
+    assert answer.status_code == status
+    assert result.exists() == left
+
+
+def test_where_no_room_can_be_made_the_api_says_so(make_service, tmp_path):
+    folder = TempFolder(tmp_path / "uploads", 3 * 2**20)
+    old(folder.path / "result.wav", 2 * 2**20, age=1)
+    with TestClient(Room(build_app(make_service()), folder)) as client:
+        for answer in (
+            client.post("/v1/voices", files={"audio": bytes(2 * 2**20)}),
+            client.post("/v1/batch", content=b" " * (2 * 2**20), headers=JSON),
+        ):
+            assert answer.status_code == 507
+            assert answer.headers["retry-after"] == "60"
+            assert told(answer)["code"] == "no_room"
+            assert "no room for more uploads" in told(answer)["message"]
+        assert client.post("/gradio_api/upload", files={"files": bytes(2 * 2**20)}).status_code == 507
 
 
 @pytest.mark.parametrize("length", ["-1", "many", "1e3", "99999999999999999999999"])
