@@ -192,7 +192,12 @@ class Batches:
         self._folder: Path | None = None
 
     def begin(self, shared: CloneRequest, texts: Sequence[str], form: str, client: str) -> Batch:
-        """Begin to speak the texts, each as ``shared`` says, and return the batch. Raises Busy for too many at once."""
+        """Begin to speak the texts, each as ``shared`` says, and return the batch.
+
+        Raises Busy for too many at once, ShuttingDown when the program is coming to its end.
+        """
+        if self._service.state == "stopping":
+            raise ShuttingDown("The program is being shut down and takes no more batches; please try again later.")
         with self._mutex:
             self._expire()
             unfinished = [batch for batch in self._batches.values() if batch.progress.state == "running"]

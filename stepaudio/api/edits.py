@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Request, UploadFile
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -64,7 +65,7 @@ def edit_routes(service: Service) -> APIRouter:
     @router.post(
         "/v1/audio/edits",
         response_class=Response,
-        responses={**sound_documented(), **documented(400, 404, 408, 413, 415, 422, 429, 499, 500, 503)},
+        responses={**sound_documented(), **documented(400, 404, 408, 413, 415, 422, 429, 499, 500, 503, 507)},
     )
     async def edit(
         request: Request,
@@ -97,7 +98,9 @@ def edit_routes(service: Service) -> APIRouter:
         job = service.submit_edit(asked)
         result = await result_of(job, request, service)
         notices = [] if card.knows(form.task) else [say("en", "task_unknown", title=card.title)]
-        return whole_response(job.id, result.synthesis, form.response_format, form.speed, notices=notices)
+        return await run_in_threadpool(
+            whole_response, job.id, result.synthesis, form.response_format, form.speed, notices=notices
+        )
 
     @router.get("/v1/tags", responses=documented())
     def tags() -> Tags:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticKnownError
 
 from stepaudio.orders import MAX_SEED
 from stepaudio.settings import Settings
@@ -23,6 +24,13 @@ CONSENT: Any = Field(
 )
 
 
+def but_no_truth(value: Any) -> Any:
+    """Refuse true and false for a number: Python takes them for 1 and 0."""
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
 class RunOptions(BaseModel):
     """How one sound is made; what is left out is as the settings say."""
 
@@ -34,6 +42,10 @@ class RunOptions(BaseModel):
     top_p: float | None = Field(None, ge=0.01, le=1, allow_inf_nan=False, description="share of probability kept")
     flow_steps: int | None = Field(None, ge=1, le=50, description="Euler steps of the flow")
     max_seconds: float | None = Field(None, ge=0.12, le=3600, allow_inf_nan=False, description="longest sound to make")
+
+    _numbers = field_validator(*("seed", "temperature", "top_k", "top_p", "flow_steps", "max_seconds"), mode="before")(
+        but_no_truth
+    )
 
     def sampling(self, settings: Settings) -> SamplingParams:
         """Return how ids are drawn; the seed is drawn here, so that the answer's headers can tell it."""

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Request
 from fastapi.responses import Response
 
-from stepaudio.api.errors import TookTooLong, refusal
+from stepaudio.api.errors import TookTooLong, at_the_end, refusal
 from stepaudio.api.guard import Message, Receive, Send
 from stepaudio.audiofile import pcm16
 from stepaudio.audiostream import STREAM_FORMATS, StreamCoder, encode_whole
@@ -127,7 +127,7 @@ class SoundResponse(Response):
             return await refusal(self._service, too_long(seconds), feed.job_id)(scope, receive, send)
         if piece is None:
             error = feed.error or GenerationError("There is no sound.")
-            return await refusal(self._service, error, feed.job_id)(scope, receive, send)
+            return await refusal(self._service, at_the_end(self._service, error), feed.job_id)(scope, receive, send)
         coder = StreamCoder(self._name, feed.sample_rate, self._speed)
         await send({"type": "http.response.start", "status": 200, "headers": self._begin()})
         while piece is not None:
@@ -140,8 +140,9 @@ class SoundResponse(Response):
                 feed.end(too_long(seconds))
                 break
         if feed.error is not None:
-            known = isinstance(feed.error, StepAudioError)
-            message = str(feed.error) if known else f"Internal error, request {feed.job_id}: the log says more."
+            error = at_the_end(self._service, feed.error)
+            known = isinstance(error, StepAudioError)
+            message = str(error) if known else f"Internal error, request {feed.job_id}: the log says more."
             last = framing.broken(message)
             if not last:
                 # Without the last message the server closes the connection, so the client knows that there was more.
@@ -223,7 +224,8 @@ def server_timing(timings: Timings) -> str:
 async def result_of(job: Job[T], request: Request, service: Service) -> T:
     """Return the job's result; when the client leaves or the time is over, the job is cancelled.
 
-    Raises what the job raised, Cancelled, or TookTooLong; the answer that tells of it gets the job's id.
+    Raises what the job raised, Cancelled, TookTooLong, or ShuttingDown where the program's end stopped the job; the
+    answer that tells of it gets the job's id.
     """
     request.state.job_id = job.id
     over, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -244,6 +246,8 @@ async def result_of(job: Job[T], request: Request, service: Service) -> T:
         waiting.cancel()
         leaving.cancel()
         job.cancel()
+    if job.error is not None:
+        raise at_the_end(service, job.error)
     return job.result(0)
 
 

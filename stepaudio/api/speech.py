@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stepaudio.api.common import BINARY, EVENT, SPEECH_ALIASES, check_model, client_of, in_voice, sound_documented
 from stepaudio.api.errors import documented
-from stepaudio.api.options import MOST_TEXT, Format, RunOptions, Speed
+from stepaudio.api.options import MOST_TEXT, Format, RunOptions, Speed, but_no_truth
 from stepaudio.api.sound import Events, Plain, SoundResponse, archive_response, result_of, whole_response
 from stepaudio.errors import InvalidInput
 from stepaudio.feed import SoundFeed
@@ -42,6 +43,8 @@ class SpeechOptions(RunOptions):
         1, ge=1, le=MAX_TAKES, description="several takes, with the seeds that follow the first, come in one archive"
     )
 
+    _counted = field_validator("takes", mode="before")(but_no_truth)
+
 
 class SpeechBody(BaseModel):
     """What OpenAI's API asks for, and in ``stepaudio`` what it has no field for."""
@@ -61,6 +64,8 @@ class SpeechBody(BaseModel):
     stream_format: Literal["audio", "sse"] = Field("audio", description="sse: server-sent events with base64")
     stepaudio: SpeechOptions = Field(default_factory=lambda: SpeechOptions.model_validate({}))
 
+    _paced = field_validator("speed", mode="before")(but_no_truth)
+
 
 def speech_routes(service: Service) -> APIRouter:
     """Return the route over one service."""
@@ -71,7 +76,7 @@ def speech_routes(service: Service) -> APIRouter:
         response_class=Response,
         responses={
             **sound_documented(**STREAMS),
-            **documented(400, 404, 408, 413, 415, 422, 429, 499, 500, 503),
+            **documented(400, 404, 408, 413, 415, 422, 429, 499, 500, 503, 507),
         },
     )
     async def speech(body: SpeechBody, request: Request) -> Response:
@@ -99,9 +104,10 @@ def speech_routes(service: Service) -> APIRouter:
             job = service.submit_clone(asked)
             result = await result_of(job, request, service)
             takes = [take.synthesis for take in result.takes]
+            # In a thread: to encode minutes of sound takes seconds, in which nobody else would be answered.
             if len(takes) > 1:
-                return archive_response(job.id, takes, body.response_format, body.speed)
-            return whole_response(job.id, takes[0], body.response_format, body.speed)
+                return await run_in_threadpool(archive_response, job.id, takes, body.response_format, body.speed)
+            return await run_in_threadpool(whole_response, job.id, takes[0], body.response_format, body.speed)
         feed = SoundFeed()
         service.submit_stream(asked, feed)
         framing = Events() if body.stream_format == "sse" else Plain(body.response_format)

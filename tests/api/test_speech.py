@@ -22,6 +22,8 @@ from tests.api.test_stream import told
 from tests.test_audiostream import decoded
 from tests.test_speech_stream import failing_model
 
+A_NUMBER = "it must be a number."
+
 
 @pytest.fixture
 def speak(openai_client, ada):
@@ -197,6 +199,11 @@ def test_what_is_wrong_reaches_the_official_client_as_its_own_errors(speak, fiel
             "stepaudio.seed",
             "The field stepaudio.seed is not right: it must be at most 4294967295.",
         ),
+        *(
+            ({"stepaudio": {name: True}}, f"stepaudio.{name}", f"The field stepaudio.{name} is not right: {A_NUMBER}")
+            for name in ("seed", "temperature", "top_k", "top_p", "flow_steps", "max_seconds", "takes")
+        ),
+        ({"speed": True}, "speed", f"The field speed is not right: {A_NUMBER}"),
         (
             {"stepaudio": {"stream": "perhaps"}},
             "stepaudio.stream",
