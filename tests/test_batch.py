@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def test_many_lines_in_one_voice_encode_it_once(batch, out, capsys, count):
         assert len(samples) / rate == pytest.approx(record["seconds"], abs=1e-3)
         assert record["stopped"] == "length"
     assert f"{count} lines spoken, 0 failed." in log
-    assert re.search(rf"\[3/{count}\] line 3: 000003\.wav  0\.36 s  \(\d+\.\d lines a minute, 0:\d\d:\d\d left\)", log)
+    assert re.search(rf"\[3/{count}\] line 5: 000003\.wav  0\.36 s  \(\d+\.\d lines a minute, 0:\d\d:\d\d left\)", log)
 
 
 def test_texts_come_from_standard_input_too(stepaudio, sound, out, monkeypatch):  # noqa: F811
@@ -169,12 +170,14 @@ BAD_INPUTS = {
     "in.txt": [("\n \n", "holds no text")],
     "in.doc": [("a", r"ends in none of \.txt, \.csv, \.jsonl")],
     "in.csv": [
-        ("voice\nAda\n", "Line 1 needs the field text"),
-        ("text,colour\na,red\n", "Line 1 needs the field text"),
-        ("text\na,b\n", "Line 1 needs the field text"),
+        ("voice\nAda\n", "Line 2 needs the field text"),
+        ("text,colour\na,red\n", "Line 2 needs the field text"),
+        ("text\na,b\n", "Line 2 needs the field text"),
         ("text,seed\na,x\n", "Line 2 of the CSV file cannot be read"),
         ('text\n"a\n', "CSV file cannot be read"),
-        ("text,voice\na,\nb,Nobody\n", "Line 2: There is no saved voice 'Nobody'"),
+        ('text,voice\n"a\nb",\n\nc,Nobody\n', "Line 5: There is no saved voice 'Nobody'"),
+        ("text,seed\na,5000000000\n", "Line 2: The seed is 5000000000; it must lie between"),
+        ("text,voice\na,\nb,Nobody\n", "Line 3: There is no saved voice 'Nobody'"),
     ],
     "in.jsonl": [
         ('{"text": "a"}\n{"text"\n', "Line 2 of the JSONL file is not JSON"),
@@ -182,6 +185,9 @@ BAD_INPUTS = {
         ('["a"]', "Line 1 needs the field text"),
         ('{"text": 5}', "The field text of line 1 is not text"),
         ('{"text": "a", "seed": true}', "The field seed of line 1 is not a whole number"),
+        ('\n{"text": "a"}\n{"text": "b", "voice": "Nobody"}', "Line 3: There is no saved voice 'Nobody'"),
+        ('\n\n{"text": 5}', "The field text of line 3 is not text"),
+        ('\n{"text": "a", "seed": -1}', "Line 2: The seed is -1; it must lie between"),
         ('{"text": "a", "seed": null}', "The field seed of line 1 is not a whole number"),
     ],
 }
@@ -203,12 +209,30 @@ def test_an_input_that_cannot_be_read_is_refused_whole(tmp_path, name, content, 
 
 
 def test_what_is_missing_is_told_before_anything_is_loaded(batch, out, capsys, no_models, tmp_path):  # noqa: F811
-    assert batch("a\n", reference=False) == 2
-    assert capsys.readouterr().err == "Line 1 names no voice; give --reference or --voice for such lines.\n"
+    assert batch("\na\n", reference=False) == 2
+    assert capsys.readouterr().err == "Line 2 names no voice; give --reference or --voice for such lines.\n"
+    assert batch("a\n", "--seed", "-5") == 2
+    assert capsys.readouterr().err.startswith("The seed is -5; it must lie between 0 and ")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(InvalidInput, match="is not UTF-8"):
         read_lines(tmp_path / "latin.txt", nobody, Line(0, "", "", "", None))
     assert not out.exists()
+
+
+def test_who_stops_reading_the_log_ends_the_batch_and_no_folder_is_blamed(batch, out, monkeypatch, capsys):
+    end, start = os.pipe()
+    with os.fdopen(start, "w", buffering=1) as unread:
+        monkeypatch.setattr("sys.stderr", unread)
+        os.close(end)
+        assert batch("a\nb\n") == 141
+    assert not list(out.glob("*.wav"))
+
+
+def test_a_folder_that_goes_while_lines_are_spoken_is_told_in_one_sentence(batch, out, monkeypatch, capsys):
+    monkeypatch.setattr("stepaudio.commands.batch.encode", lambda *args: shutil.rmtree(out) or b"sound")
+    assert batch("a\n") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"The folder {out} cannot be written: No such file or directory."
 
 
 def test_a_byte_order_mark_and_half_characters_do_no_harm(batch, out):

@@ -1,10 +1,11 @@
 """``python -m stepaudio batch``: every line of a text, CSV or JSONL file becomes a sound file; resumable.
 
-The output folder gets ``000001.wav``, ... by the place of each line in the input, and ``manifest.jsonl`` with one
-record for each line that is done or has failed. A sound is written whole before its record is, so a line with a record
-has its file; a line without one is made again, into the same file. Lines that are done are told by the digest of what
-they ask for (text, voice, transcript, seed, sampling, flow steps, --max-seconds, format): where that changed, they are
-made anew. Other weights are not noticed; they need another folder.
+The output folder gets ``000001.wav``, ... by the place of each line among those that hold a text, and
+``manifest.jsonl`` with one record for each line that is done or has failed; ``line`` in it is that place. What the
+user is told counts the lines of the file, as an editor does. A sound is written whole before its record is, so a line
+with a record has its file; a line without one is made again, into the same file. Lines that are done are told by the
+digest of what they ask for (text, voice, transcript, seed, sampling, flow steps, --max-seconds, format): where that
+changed, they are made anew. Other weights are not noticed; they need another folder.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from stepaudio.audiofile import FORMATS, check_format, encode
 from stepaudio.cache.lock import FileLock
@@ -52,9 +54,9 @@ EXIT_FAILED = 1
 class Line:
     """One line to speak.
 
-    number: its place in the input, from 1. voice: the id of a saved voice, the name of a preset, or "" for a recording.
-    transcript: its words; "" for those saved with the voice. audio: the recording's bytes, or the preset's; b"" for a
-    saved voice.
+    number: its place among the lines to speak, from 1. row: the line of the file on which it ends, from 1.
+    voice: the id of a saved voice, the name of a preset, or "" for a recording. transcript: its words; "" for those
+    saved with the voice. audio: the recording's bytes, or the preset's; b"" for a saved voice.
     """
 
     number: int
@@ -63,6 +65,7 @@ class Line:
     transcript: str
     seed: int | None
     audio: bytes = field(default=b"", repr=False)
+    row: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +81,14 @@ class Batch:
     def path(self, line: Line) -> Path:
         """Return the file of a line; its text has no part in the name."""
         return self.folder / f"{line.number:06d}{FORMATS[self.format].suffix}"
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Tell in a sentence what the system says against writing to the folder: a StepAudioError."""
+        try:
+            yield
+        except OSError as error:
+            raise StepAudioError(f"The folder {self.folder} cannot be written: {error.strerror}.") from error
 
     def key(self, line: Line) -> str:
         """Return the digest of what a line asks for."""
@@ -109,22 +120,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace, settings: Settings) -> int:
     """Speak all lines that are not done, and return 0, or 1 where a line failed."""
     check_format(parsed.format)
+    common.check_seed(parsed.seed)
     source = common.reference_of(parsed, settings, needs_transcript=True)
     shared = Line(0, "", source.voice or parsed.voice, source.transcript, parsed.seed, source.audio)
     lines = read_lines(parsed.input, lambda name: common.voice_of(name, settings), shared)
     without = next((line for line in lines if not line.voice and not line.audio), None)
     if without is not None:
-        raise InvalidInput(f"Line {without.number} names no voice; give --reference or --voice for such lines.")
+        raise InvalidInput(f"Line {without.row} names no voice; give --reference or --voice for such lines.")
     sampling = common.sampling_of(settings, None)
     batch = Batch(sampling, settings.flow_steps, parsed.max_seconds, parsed.format, parsed.output_dir)
-    try:
-        parsed.output_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(parsed.output_dir / LOCK, 0.0) as lock:
-            if lock.waited and not lock.held:
-                raise Busy(f"Another batch is at work in {parsed.output_dir}; please wait for it, or end it.")
-            return _run(batch, lines, settings)
-    except OSError as error:
-        raise StepAudioError(f"The folder {parsed.output_dir} cannot be written: {error.strerror}.") from error
+    with batch.writing():
+        batch.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(batch.folder / LOCK, 0.0) as lock:
+        if lock.waited and not lock.held:
+            raise Busy(f"Another batch is at work in {batch.folder}; please wait for it, or end it.")
+        return _run(batch, lines, settings)
 
 
 def read_lines(path: Path, find: Callable[[str], common.Source], shared: Line) -> list[Line]:
@@ -144,17 +154,18 @@ def read_lines(path: Path, find: Callable[[str], common.Source], shared: Line) -
     if rows is None:
         raise InvalidInput(f"The file {path} ends in none of {', '.join(kinds)}.")
     found: dict[str, common.Source] = {}
-    lines = []
-    for number, row in enumerate(rows(text), 1):
-        _check_row(number, row)
-        line = replace(shared, number=number, text=row["text"], seed=row.get("seed", shared.seed))
-        name = row.get("voice")
+    lines: list[Line] = []
+    for at, row in rows(text):
+        _check_row(at, row)
+        seed, name = row.get("seed", shared.seed), row.get("voice")
+        line = replace(shared, number=len(lines) + 1, text=row["text"], seed=seed, row=at)
+        try:
+            common.check_seed(seed)
+            if name and name not in found:
+                found[name] = find(name)
+        except InvalidInput as error:
+            raise InvalidInput(f"Line {at}: {error}") from error
         if name:
-            if name not in found:
-                try:
-                    found[name] = find(name)
-                except InvalidInput as error:
-                    raise InvalidInput(f"Line {number}: {error}") from error
             own = found[name]
             line = replace(line, voice=own.voice or name, transcript=own.transcript, audio=own.audio)
         lines.append(line)
@@ -163,29 +174,31 @@ def read_lines(path: Path, find: Callable[[str], common.Source], shared: Line) -
     return lines
 
 
-def _text_rows(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
+def _text_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Give each line that holds a text, and its number in the file; so do the other two."""
+    for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
-            yield {"text": line.strip()}
+            yield number, {"text": line.strip()}
 
 
-def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
+def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
             seed = row.pop("seed", None)
-            yield row if not seed else {**row, "seed": int(seed)}
+            yield reader.line_num, row if not seed else {**row, "seed": int(seed)}
     except (csv.Error, ValueError) as error:
         raise InvalidInput(f"Line {reader.line_num} of the CSV file cannot be read: {error}.") from error
 
 
-def _jsonl_rows(text: str) -> Iterator[dict[str, Any]]:
+def _jsonl_rows(text: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise InvalidInput(f"Line {number} of the JSONL file is not JSON: {error}.") from error
+            yield number, row
 
 
 def _check_row(number: int, row: Any) -> None:
@@ -197,21 +210,20 @@ def _check_row(number: int, row: Any) -> None:
 
 
 def _run(batch: Batch, lines: list[Line], settings: Settings) -> int:
-    done = _finished(batch, lines)
+    with batch.writing():
+        done = _finished(batch, lines)
     pending = [line for line in lines if line.number not in done]
     sys.stderr.write(f"{len(lines)} lines, {len(done)} of them done already.\n")
     # Written anew without what failed or was cut off by a sudden end, so that each line gets one record.
     records = "".join(json.dumps(done[number], ensure_ascii=False) + "\n" for number in sorted(done))
-    write_whole(batch.folder / MANIFEST, records.encode())
+    with batch.writing():
+        write_whole(batch.folder / MANIFEST, records.encode())
     if not pending:
         return 0
-    with (
-        (batch.folder / MANIFEST).open("a", encoding="utf-8", errors="replace") as manifest,
-        common.running_service(settings) as service,
-    ):
+    with common.running_service(settings) as service:
         if service.wait_until_decided() == "failed":
             raise StepAudioError(service.problem)
-        failed = _speak(batch, pending, service, manifest)
+        failed = _speak(batch, pending, service)
     sys.stderr.write(f"{len(pending) - failed} lines spoken, {failed} failed.\n")
     return EXIT_FAILED if failed else 0
 
@@ -246,7 +258,7 @@ def _record(row: str) -> dict[str, Any]:
     return record if isinstance(record, dict) and isinstance(record.get("line"), int) else {}
 
 
-def _speak(batch: Batch, pending: list[Line], service: Service, manifest: IO[str]) -> int:
+def _speak(batch: Batch, pending: list[Line], service: Service) -> int:
     """Speak the lines in their order, and return how many failed."""
     started = time.monotonic()
     failed = 0
@@ -259,15 +271,14 @@ def _speak(batch: Batch, pending: list[Line], service: Service, manifest: IO[str
                 break
         line, job = waiting.popleft()
         record = _finish(batch, line, job)
-        manifest.write(json.dumps(record, ensure_ascii=False) + "\n")
-        manifest.flush()
-        os.fsync(manifest.fileno())
+        with batch.writing():
+            _add_record(batch, record)
         failed += "error" in record
         told = record.get("error") or f"{record['file']}  {record['seconds']:.2f} s"
         seconds = time.monotonic() - started
         rest = seconds / count * (len(pending) - count)
         sys.stderr.write(
-            f"[{count}/{len(pending)}] line {line.number}: {told}  ({60 * count / seconds:.1f} lines a minute, "
+            f"[{count}/{len(pending)}] line {line.row}: {told}  ({60 * count / seconds:.1f} lines a minute, "
             f"{_clock(rest)} left)\n"
         )
     return failed
@@ -299,7 +310,8 @@ def _finish(batch: Batch, line: Line, job: Job[CloneResult]) -> dict[str, Any]:
         return {**record, "error": str(job.error) if known else f"Internal error, request {job.id}: the log says more."}
     synthesis = job.result().synthesis
     data = encode(synthesis.waveform, batch.format)
-    write_whole(batch.path(line), data)
+    with batch.writing():
+        write_whole(batch.path(line), data)
     return {
         **record,
         "file": batch.path(line).name,
@@ -308,6 +320,13 @@ def _finish(batch: Batch, line: Line, job: Job[CloneResult]) -> dict[str, Any]:
         "seed": synthesis.seed,
         "stopped": synthesis.stopped,
     }
+
+
+def _add_record(batch: Batch, record: dict[str, Any]) -> None:
+    with (batch.folder / MANIFEST).open("a", encoding="utf-8", errors="replace") as manifest:
+        manifest.write(json.dumps(record, ensure_ascii=False) + "\n")
+        manifest.flush()
+        os.fsync(manifest.fileno())
 
 
 def _clock(seconds: float) -> str:
