@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
+from stepaudio.cgroups import control_groups, read
 from stepaudio.device import Runtime
 from stepaudio.errors import WeightsError
 from stepaudio.weights import WeightsFolder
 
 WORKING_BYTES = 2**30
 """For everything but weights: Python and its libraries (about 600 MB on a CPU), and the numbers of one request."""
-_CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
 _WORDS = (
     *("out of memory", "not enough memory", "cannot allocate memory", "can't allocate memory"),
     *("failed to allocate memory", "bad allocation", "alloc_failed"),
@@ -62,12 +61,15 @@ def _size(entry: dict[str, Any], dtype: torch.dtype) -> int:
     return int(end) - int(begin)
 
 
-def available(runtime: Runtime) -> int | None:
-    """Return how many bytes are free where the networks will run; None where that cannot be known."""
+def available(runtime: Runtime, root: Path = Path("/")) -> int | None:
+    """Return how many bytes are free where the networks will run; None where that cannot be known.
+
+    root: the folder in which proc and sys lie.
+    """
     if runtime.on_gpu:
         return int(torch.cuda.mem_get_info(runtime.device)[0])
-    known = [free for free in (_free_of_machine(), _free_of_container()) if free is not None]
-    return min(known, default=None)
+    known = (_free_of_machine(root), *map(_free_of_group, control_groups("memory", root)))
+    return min((free for free in known if free is not None), default=None)
 
 
 def advice(weights: WeightsFolder, runtime: Runtime) -> Iterator[str]:
@@ -113,35 +115,25 @@ def release(runtime: Runtime) -> None:
         torch.cuda.empty_cache()
 
 
-def _free_of_machine() -> int | None:
-    try:
-        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass  # not Linux
-    return None
+def _free_of_machine(root: Path) -> int | None:
+    for line in read(root / "proc/meminfo").splitlines():
+        name, _, told = line.partition(":")
+        if name == "MemAvailable" and told.removesuffix("kB").strip().isdecimal():
+            return int(told.removesuffix("kB")) * 1024
+    return None  # not Linux
 
 
-def _free_of_container() -> int | None:
-    """Return what the limit of this control group leaves, None where there is none."""
-    for folder, limit, used in (
-        (_CGROUP, "memory.max", "memory.current"),
-        (_CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        try:
-            most = int((folder / limit).read_text(encoding="ascii"))
-            taken = int((folder / used).read_text(encoding="ascii"))
-            # What was read from files counts as used, but gives way.
-            cached = sum(
-                int(line.split()[1])
-                for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines()
-                if line.split()[0] == "inactive_file"
-            )
-        except (OSError, ValueError, IndexError):  # the word "max", or no such group
-            continue
-        return max(most - taken + cached, 0)
-    return None
+def _free_of_group(group: Path) -> int | None:
+    """Return what the limit of a control group leaves, None where it has none."""
+    most = read(group / "memory.max") or read(group / "memory.limit_in_bytes")
+    taken = read(group / "memory.current") or read(group / "memory.usage_in_bytes")
+    if not (most.isdecimal() and taken.isdecimal()):  # the word "max", or no such group
+        return None
+    # What was read from files counts as used, but gives way. In the first version of control groups a group's own
+    # number leaves out the groups within it.
+    told = dict(line.partition(" ")[::2] for line in read(group / "memory.stat").splitlines())
+    cached = told.get("total_inactive_file") or told.get("inactive_file", "")
+    return max(int(most) - int(taken) + (int(cached) if cached.isdecimal() else 0), 0)
 
 
 def _gb(count: int) -> str:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "stepaudio"
 
 # A module may import from lower layers and from its own package. A package counts as one name.
 LAYERS = [
-    {"types", "errors", "torchaudio_compat", "threads", "cores"},
+    {"types", "errors", "torchaudio_compat", "threads", "cores", "cgroups"},
     {"audio", "features", "tokens", "tasks", "timing", "device", "settings", "log", "text", "verbalise", "joining"},
     {"audiofile", "files", "audiostream", "tempfolder"},
     {"prompts", "cache", "encoder", "llm", "vocoder", "report", "tiny", "hub", "transfer"},

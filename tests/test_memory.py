@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,22 +86,51 @@ def test_damaged_weights_are_left_to_the_loading(weights, monkeypatch, tmp_path)
     assert list(memory.advice(weights, on_cpu())) == []
 
 
-def test_the_limit_of_the_container_counts(monkeypatch, tmp_path):
-    (tmp_path / "memory.max").write_text("3000000\n")
-    (tmp_path / "memory.current").write_text("2000000\n")
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 500000\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert memory.available(on_cpu()) == 1_500_000
+def write(root: Path, name: str, text: str) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
-def test_without_a_limit_the_machine_counts(monkeypatch, tmp_path):
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:      4000 kB\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    assert memory.available(on_cpu()) == 4_096_000
-    (tmp_path / "meminfo").unlink()
-    assert memory.available(on_cpu()) is None
+def limited(root: Path, group: str, most: str, current: int, stat: str = "anon 5\ninactive_file 500000\n") -> None:
+    write(root, f"sys/fs/cgroup/{group}/memory.max", f"{most}\n")
+    write(root, f"sys/fs/cgroup/{group}/memory.current", f"{current}\n")
+    write(root, f"sys/fs/cgroup/{group}/memory.stat", stat)
+
+
+def test_the_limit_of_the_container_counts(tmp_path):
+    write(tmp_path, "proc/self/cgroup", "0::/\n")
+    limited(tmp_path, ".", "3000000", 2_000_000)
+    assert memory.available(on_cpu(), tmp_path) == 1_500_000
+
+
+@pytest.mark.parametrize("limited_at", ["system.slice/voice.service", "system.slice"])
+def test_the_limit_of_a_service_counts_and_that_of_a_group_around_it(tmp_path, limited_at):
+    write(tmp_path, "proc/self/cgroup", "0::/system.slice/voice.service\n")
+    write(tmp_path, "proc/meminfo", "MemAvailable:      4000000 kB\n")
+    for group in ("system.slice/voice.service", "system.slice"):
+        limited(tmp_path, group, "max", 2_000_000)
+    limited(tmp_path, limited_at, "3000000", 2_000_000)
+    assert memory.available(on_cpu(), tmp_path) == 1_500_000
+
+
+def test_the_first_version_of_control_groups_limits_memory_as_well(tmp_path):
+    write(tmp_path, "proc/self/cgroup", "5:cpu:/other\n4:memory:/docker/5ca1ab1e\n")
+    for name, text in (
+        ("limit_in_bytes", "3000000"),
+        ("usage_in_bytes", "2000000"),
+        ("stat", "inactive_file 1\ntotal_inactive_file 500000"),
+    ):
+        write(tmp_path, f"sys/fs/cgroup/memory/memory.{name}", text)
+    assert memory.available(on_cpu(), tmp_path) == 1_500_000
+
+
+def test_without_a_limit_the_machine_counts(tmp_path):
+    write(tmp_path, "proc/self/cgroup", "0::/\n")
+    limited(tmp_path, ".", "max", 2_000_000)
+    assert memory.available(on_cpu(), tmp_path) is None
+    write(tmp_path, "proc/meminfo", "MemTotal: 9 kB\nMemAvailable:      4000 kB\n\n")
+    assert memory.available(on_cpu(), tmp_path) == 4_096_000
 
 
 # When it ends.
@@ -174,7 +204,7 @@ def sound() -> bytes:
 def test_a_clone_without_memory_is_tried_once_more_in_pieces(service, sound, monkeypatch, caplog):
     pipeline = service.engine.pipeline
     whole = service.submit_clone(clone(sound)).result(60).synthesis
-    flow = Short(monkeypatch, pipeline._vocoder, "flow", failures=99)
+    flow = Short(monkeypatch, pipeline._vocoder, "flow_many", failures=99)
     forgotten = Short(monkeypatch, pipeline, "forget", failures=0)
     with caplog.at_level(logging.INFO, "stepaudio"):
         result = service.submit_clone(clone(sound)).result(60)
