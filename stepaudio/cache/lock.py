@@ -2,6 +2,7 @@
 
 This is the shortest expiry there can be for a killed holder, it needs no clock and no heartbeat, and a slow
 encoding on a busy machine is never taken for a dead one. A holder that hangs is bounded by the waiting limit.
+Windows has no flock: stepaudio runs there in WSL or in a container only, as the README says.
 """
 
 from __future__ import annotations
