@@ -19,7 +19,7 @@ from stepaudio.queue import JobQueue
 from stepaudio.service import Service
 from stepaudio.settings import Settings
 from stepaudio.web import handlers
-from stepaudio.web.forms import CloneForm, Knobs
+from stepaudio.web.forms import STOPPED, CloneForm, Knobs
 from stepaudio.web.handlers import Tab, run_clone, transcribe
 from stepaudio.web.sessions import SessionJobs
 from tests.conftest import voice
@@ -207,6 +207,12 @@ def test_a_ticket_that_is_not_good_costs_only_the_playing_at_once(service, good)
     view = clone(service, good, ticket="worn out")
     assert view.wav is not None
     assert view.synthesis.first_sound is None
+
+
+def test_a_request_that_was_stopped_before_it_came_is_not_begun(service, good):
+    view = clone(service, good, ticket=STOPPED)
+    assert view.error == "The request was stopped while it was on its way."
+    assert service.runs.runs() == ()
 
 
 def test_an_unforeseen_error_is_logged_with_its_traceback_and_shown_with_the_request_id(

@@ -16,6 +16,9 @@ from stepaudio.web.strings import Language, say
 NEW, VOICE, PRESET = "new", "voice:", "preset:"
 """What the choice of a voice is: a new one, or one of these with its id behind it."""
 
+STOPPED = "stopped"
+"""In place of a ticket: the run was stopped before it was submitted; see player.js."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -64,7 +67,8 @@ class CloneForm:
     """The fields of the tab "Clone"; audio_path, transcript, choice and consent are those of a Source.
 
     language_tag: one of tasks.LANGUAGE_TAGS, or "". ticket: of the stream by which the browser wants to hear the
-    sound while it is being made (see feed.py); or "". It is good for nothing where several takes are asked for.
+    sound while it is being made (see feed.py), or "", or STOPPED. It is good for nothing where several takes are asked
+    for.
     """
 
     knobs: Knobs

@@ -16,7 +16,16 @@ from stepaudio.report import request_block
 from stepaudio.service import CLONE, EDIT, SAVE_VOICE, TRANSCRIBE, CloneResult, Service
 from stepaudio.types import Synthesis
 from stepaudio.voices import Voice, VoiceDraft
-from stepaudio.web.forms import CloneForm, EditForm, Given, Source, clone_request, edit_request, read_source
+from stepaudio.web.forms import (
+    STOPPED,
+    CloneForm,
+    EditForm,
+    Given,
+    Source,
+    clone_request,
+    edit_request,
+    read_source,
+)
 from stepaudio.web.sentences import in_language
 from stepaudio.web.sessions import SessionJobs
 from stepaudio.web.strings import Language, say
@@ -106,6 +115,8 @@ def run_clone(service: Service, form: CloneForm, tab: Tab) -> CloneView:
     ticket = _Ticket()
 
     def work() -> tuple[CloneResult, Given]:
+        if form.ticket == STOPPED:
+            raise Cancelled("The request was stopped while it was on its way.")
         given = _with_words(service, read_source(service, form.source, tab.language), tab, CLONE)
         request = clone_request(service.settings, given.audio, replace(form, transcript=given.transcript))
         if feed is not None and request.takes == 1:

@@ -7,7 +7,9 @@
   const RATE = 24000; // of the output; what comes at another rate is resampled by the browser
   const LEAD = 0.05; // seconds from scheduling the first sample to its sound
   const SHOW_MS = 250;
+  const STOPPED = "stopped"; // in place of a ticket: nobody wants this run any more, see handlers.py
   let current = null;
+  let pending = false; // a run is on its way to the server
   let clicked = 0;
 
   class Player {
@@ -18,7 +20,7 @@
       this.samples = this.gaps = 0;
       this.made = 0; // seconds
       this.next = 0; // when the next sample is due, on the context's clock
-      this.complete = false;
+      this.complete = this.unwanted = false;
       this.show("waiting");
       this.timer = setInterval(() => this.step(), SHOW_MS);
     }
@@ -97,7 +99,11 @@
     "click",
     (event) => {
       const on = (selector) => event.target.closest?.(selector);
-      if (on("#generate")) clicked = performance.now();
+      if (on("#generate")) {
+        if (pending) return event.stopImmediatePropagation(); // or it would end what has just been asked for
+        clicked = performance.now();
+      }
+      if (on("#stop") && current) current.unwanted = true;
       // The file that is complete takes over from the playing at once.
       if (on("#stop") || (on("#result") && !on("#result a") && current?.complete)) current?.end("stopped");
     },
@@ -113,13 +119,17 @@
     if (!current) return values;
     const player = current;
     const failed = () => player.end("stopped");
+    const filled = (ticket) => [...values.slice(0, -3), ticket, ...values.slice(-2)];
+    pending = true;
     try {
       const ticket = await player.ticket();
       player.play(ticket).catch(failed);
-      return [...values.slice(0, -3), ticket, ...values.slice(-2)];
+      return filled(ticket);
     } catch {
-      failed(); // then the sound comes when it is complete
-      return values;
+      failed(); // then the sound comes when it is complete, unless it was Stop that broke this off
+      return player.unwanted ? filled(STOPPED) : values;
+    } finally {
+      pending = false;
     }
   };
 

@@ -1,23 +1,85 @@
 "use strict";
-// What the page does without asking the server: tags at the cursor, A/B listening, colours, the language remembered.
+// What the page does without asking the server: tags at the cursor, A/B listening, colours, what is remembered.
 (() => {
-  const KEYS = { language: "stepaudio-language", dark: "stepaudio-dark" };
+  const KEYS = { language: "stepaudio-language", dark: "stepaudio-dark", typed: "stepaudio-typed" };
+
+  // A browser may forbid to keep anything: then nothing is remembered, and all else works.
+  const recall = (storage, key) => {
+    try {
+      return window[storage].getItem(key);
+    } catch {
+      return null;
+    }
+  };
+  const remember = (storage, key, value) => {
+    try {
+      window[storage].setItem(key, value);
+    } catch {
+      // see above
+    }
+  };
+
+  const write = (field, text) => {
+    field.value = text;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+
+  // The second click of a double one would end what the first has begun, and begin it anew.
+  document.addEventListener(
+    "click",
+    (event) => {
+      if (event.detail > 1 && event.target.closest?.("#generate, #apply, #save-voice")) event.stopImmediatePropagation();
+    },
+    true,
+  );
+
+  // These go away with the click on them, or the tab that they are in does: the keyboard goes on here instead.
+  const ONWARD = {
+    "#delete-no, #delete-yes": "#delete",
+    "#clear-no, #clear-yes": "#clear",
+    "#edit-this": "#tabs button[role=tab]:nth-of-type(2)",
+    "#compare-this": "#tabs button[role=tab]:nth-of-type(3)",
+  };
+  document.addEventListener("click", (event) => {
+    for (const [from, to] of Object.entries(ONWARD)) {
+      if (event.target.closest?.(from)) document.querySelector(to)?.focus();
+    }
+  });
+
+  // What was typed outlives a reload: Gradio loads the page anew by itself where the server was away for a moment.
+  // The words of a voice that was chosen are not kept, as the choice is not.
+  const TYPED = { "#text": () => true, "#transcript": () => !document.querySelector("#voice-sound") };
+  const field = (selector) => document.querySelector(`${selector} textarea`);
+  let restored = false; // before that, what was kept may not be overwritten
+  const restore = () => {
+    if (restored) return;
+    restored = true;
+    for (const [selector, text] of Object.entries(JSON.parse(recall("sessionStorage", KEYS.typed) ?? "{}"))) {
+      if (text && field(selector)?.value === "") write(field(selector), text);
+    }
+  };
+  addEventListener("pagehide", () => {
+    if (!restored) return;
+    const kept = Object.keys(TYPED).filter((selector) => field(selector) && TYPED[selector]());
+    const texts = Object.fromEntries(kept.map((selector) => [selector, field(selector).value]));
+    remember("sessionStorage", KEYS.typed, JSON.stringify(texts));
+  });
 
   // A button with data-tag puts it where the cursor is in the field that its bar names; one with data-text puts it
   // there in place of everything.
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("button[data-tag], button[data-text]");
     if (!button) return;
-    const field = document.querySelector(`${button.closest("[data-target]").dataset.target} textarea`);
+    const target = field(button.closest("[data-target]").dataset.target);
     const { tag, text } = button.dataset;
-    if (tag !== undefined) field.setRangeText(tag, field.selectionStart, field.selectionEnd, "end");
-    else field.value = text;
-    field.dispatchEvent(new Event("input", { bubbles: true }));
-    field.focus();
+    if (tag !== undefined) target.setRangeText(tag, target.selectionStart, target.selectionEnd, "end");
+    write(target, text ?? target.value);
+    target.focus();
   });
 
   // A/B: both sounds run side by side from one start; only one of them is let through, at its matched level.
   let playing = null;
+  let clicks = 0; // what an earlier click has fetched is not played any more
 
   class Pair {
     constructor(panel, buffers) {
@@ -78,10 +140,12 @@
     if (!button) return;
     const side = button.dataset.ab;
     const panel = button.closest(".stepaudio-ab");
+    const click = ++clicks;
     if (side === "stop") return void playing?.end();
     if (playing && playing.panel !== panel) playing.end(); // the page has brought other sounds
     if (!playing) {
       const [a, b] = await Promise.all([sound("a"), sound("b")]);
+      if (click !== clicks) return;
       playing = new Pair(panel, { a, b });
     }
     playing.listen(side);
@@ -89,21 +153,20 @@
 
   // Colours: those of the system, unless the reader chose others.
   const paint = () => {
-    const chosen = localStorage.getItem(KEYS.dark);
+    const chosen = recall("localStorage", KEYS.dark);
     if (chosen !== null) document.body.classList.toggle("dark", chosen === "yes");
   };
-  const dark = () => {
-    localStorage.setItem(KEYS.dark, document.body.classList.contains("dark") ? "no" : "yes");
-    paint();
-  };
+  const dark = () => remember("localStorage", KEYS.dark, document.body.classList.toggle("dark") ? "yes" : "no");
 
   const speak = (language) => {
-    localStorage.setItem(KEYS.language, language);
+    remember("localStorage", KEYS.language, language);
     document.documentElement.lang = language;
   };
+  // Called once the page is there.
   const language = () => {
     paint();
-    const chosen = localStorage.getItem(KEYS.language) ?? "";
+    restore();
+    const chosen = recall("localStorage", KEYS.language) ?? "";
     document.documentElement.lang = chosen || (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
     return chosen;
   };
