@@ -66,15 +66,15 @@ def test_the_codes_of_the_reference_are_the_audio_ids_of_the_prompt(pipeline, re
 
 
 def test_generated_tokens_are_what_the_vocoder_gets_and_the_reference_is_its_prompt(pipeline, reference):
-    spy = Spy(pipeline._vocoder, "flow")
+    spy = Spy(pipeline._vocoder, "flow_many")
     result = pipeline.clone(reference, "Hello there.", SEED, **SHORT)
-    ((tokens, prompt, mel, speaker), kwargs) = spy.calls[0]
+    (((order,),), kwargs) = spy.calls[0]
     encoding = pipeline.cache.get_or_encode(reference.waveform, lambda w: pytest.fail("must be a hit")).encoding
-    assert tokens is result.tokens
-    np.testing.assert_array_equal(prompt.numbers, interleave(encoding.linguistic, encoding.semantic).numbers)
-    np.testing.assert_array_equal(mel, encoding.mel)
-    np.testing.assert_array_equal(speaker, encoding.speaker)
-    assert kwargs["seed"] == 11
+    assert order.tokens is result.tokens
+    np.testing.assert_array_equal(order.prompt_tokens.numbers, interleave(encoding.linguistic, encoding.semantic).numbers)
+    np.testing.assert_array_equal(order.prompt_mel, encoding.mel)
+    np.testing.assert_array_equal(order.speaker, encoding.speaker)
+    assert order.seed == 11
     assert kwargs["steps"] == 2
 
 

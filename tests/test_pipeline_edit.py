@@ -38,11 +38,11 @@ def codes(pipeline, waveform: Waveform):
 
 @pytest.mark.parametrize("task", EDITS, ids=lambda task: task.name)
 def test_every_edit_asks_with_its_own_prompt_and_gives_sound_in_the_voice_of_the_reference(pipeline, reference, task):
-    flow = Spy(pipeline._vocoder, "flow")
+    flow = Spy(pipeline._vocoder, "flow_many")
     made = pipeline.edit(reference, task, new_text=new_text(task), **SHORT)
     prompt = codes(pipeline, reference.waveform)
     assert list(made.prompt_ids) == pipeline._prompts.edit(task, reference.text, prompt, new_text(task))
-    np.testing.assert_array_equal(flow.calls[0][0][1].numbers, prompt.numbers)
+    np.testing.assert_array_equal(flow.calls[0][0][0][0].prompt_tokens.numbers, prompt.numbers)
     assert len(made.waveform.samples) == 2880 * made.tokens.groups == 2880 * 5
     assert np.abs(made.waveform.samples).max() > 1e-3
 
