@@ -71,7 +71,9 @@ def test_generated_tokens_are_what_the_vocoder_gets_and_the_reference_is_its_pro
     (((order,),), kwargs) = spy.calls[0]
     encoding = pipeline.cache.get_or_encode(reference.waveform, lambda w: pytest.fail("must be a hit")).encoding
     assert order.tokens is result.tokens
-    np.testing.assert_array_equal(order.prompt_tokens.numbers, interleave(encoding.linguistic, encoding.semantic).numbers)
+    np.testing.assert_array_equal(
+        order.prompt_tokens.numbers, interleave(encoding.linguistic, encoding.semantic).numbers
+    )
     np.testing.assert_array_equal(order.prompt_mel, encoding.mel)
     np.testing.assert_array_equal(order.speaker, encoding.speaker)
     assert order.seed == 11
