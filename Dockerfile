@@ -4,7 +4,7 @@
 #   docker build -t step-audio-ui-opt:cuda --target cuda .    for an NVIDIA GPU with driver 580 or newer
 #
 # The image runs alone: without weights mounted at /app/models it uses what the repository brings along. It needs no
-# volume either, but without one at /app/cache and /app/data both end with the container.
+# volume either, but without one at /app/cache, /app/data and /app/compiled these end with the container.
 # docker/accept.sh builds the cpu image and proves all that the README says of it.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -20,11 +20,11 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends ffmpeg tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin stepaudio \
-    && install --directory --owner=10001 --group=10001 /app/cache /app/data
+    && install --directory --owner=10001 --group=10001 /app/cache /app/data /app/compiled
 WORKDIR /app
 # DO_NOT_TRACK and the like: nothing in the image reports to anybody. ORT: ONNX Runtime, which does unless it is told.
 # HF_HUB_OFFLINE: nothing is fetched behind the user's back; `python -m stepaudio download` does not go through it.
-# NUMBA_CACHE_DIR: Numba keeps there what it compiled, under whatever user the container runs.
+# NUMBA_CACHE_DIR: Numba keeps there what it compiled, for the next start; where it cannot write, it compiles anew.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONUTF8=1 \
@@ -33,7 +33,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     DO_NOT_TRACK=1 \
     ORT_DISABLE_TELEMETRY=1 \
     HF_HUB_OFFLINE=1 \
-    NUMBA_CACHE_DIR=/tmp/numba \
+    NUMBA_CACHE_DIR=/app/compiled \
     STEPAUDIO_HOST=0.0.0.0
 EXPOSE 7860
 STOPSIGNAL SIGTERM
