@@ -259,16 +259,17 @@ class JobQueue:
         with self._line.changed:
             if self._closed:
                 raise ShuttingDown("The program is being shut down and takes no more jobs; please try again later.")
+            # First, so that no place is kept for who may not take it.
+            if client and self._client_limit is not None:
+                own = sum(job.client == client for job in (*self._line.waiting, *self._running))
+                if own >= self._client_limit:
+                    raise Busy(f"{own} requests of yours are waiting or at work, which is the limit; please wait.")
             idle = len(self._threads) - len(self._running)
             # A job that an idle worker is about to take does not count as waiting.
             free = self._limit + idle - len(self._line.waiting)
             if free <= self._turned_away.ahead_of(client):
                 self._turned_away.add(client, BACK_TURNS * max(self._turn_seconds, 1.0))
                 raise Busy(f"The line is full with {self.waiting} waiting; please try again in a minute.")
-            if client and self._client_limit is not None:
-                own = sum(job.client == client for job in (*self._line.waiting, *self._running))
-                if own >= self._client_limit:
-                    raise Busy(f"{own} requests of yours are waiting or at work, which is the limit; please wait.")
             self._turned_away.remove(client)
             job = Job(self._line, work, label, client)
             self._line.waiting.append(job)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import random
 import re
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from stepaudio.errors import Busy, Cancelled, GenerationError, InvalidInput, ShuttingDown
+from stepaudio.log import TextFormatter
 from stepaudio.queue import Job, JobQueue
 
 
@@ -438,3 +440,83 @@ def test_the_queue_knows_how_long_a_turn_takes():
         for _ in range(40):
             queue.submit(lambda job: None).result(30)
         assert queue.turn_seconds < 0.5
+
+
+def test_a_turn_is_timed_without_its_waiting():
+    hold = threading.Event()
+    with JobQueue(limit=50) as queue:
+        jobs = [queue.submit(lambda job: hold.wait(30)), *(queue.submit(lambda job: None) for _ in range(40))]
+        time.sleep(1.0)
+        hold.set()
+        for job in jobs:
+            job.result(30)
+        assert queue.turn_seconds < 0.5
+
+
+def test_no_place_is_kept_for_a_client_that_may_not_take_it():
+    release = threading.Event()
+    with JobQueue(limit=3, client_limit=2) as queue:
+        running = queue.submit(lambda job: release.wait(30), client="ada")
+        assert within(30, lambda: running.state == "running")
+        waiting = [queue.submit(lambda job: None, client=name) for name in ("ada", "bob", "eve")]
+        with pytest.raises(Busy, match="2 requests of yours"):
+            queue.submit(lambda job: None, client="ada")
+        waiting[1].cancel()
+        waiting[1] = queue.submit(lambda job: None, client="dan")
+        release.set()
+        for job in (running, *waiting):
+            job.result(30)
+
+
+def test_half_of_the_places_at_the_most_are_kept_for_those_turned_away():
+    release = threading.Event()
+    with JobQueue(limit=4) as queue:
+        running = queue.submit(lambda job: release.wait(30))
+        assert within(30, lambda: running.state == "running")
+        waiting = [queue.submit(lambda job: None) for _ in range(4)]
+        for name in ("ada", "bob", "cat", "dan"):
+            with pytest.raises(Busy, match="The line is full"):
+                queue.submit(lambda job: None, client=name)
+        for job in waiting[:3]:
+            job.cancel()
+        last = queue.submit(lambda job: 7, client="eve")
+        with pytest.raises(Busy, match="The line is full"):
+            queue.submit(lambda job: None, client="fay")
+        release.set()
+        assert last.result(30) == 7
+
+
+def test_a_client_that_came_in_has_no_place_kept_any_more():
+    with one_place_free_after_bob_was_turned_away() as (queue, release):
+        came = queue.submit(lambda job: release.wait(30), client="bob")
+        queue._line.waiting[0].cancel()
+        another = queue.submit(lambda job: 7, client="ada")
+        release.set()
+        assert another.result(30) == 7
+        came.result(30)
+
+
+def test_the_traceback_of_an_unforeseen_failure_carries_the_id_that_the_user_is_told(queue: JobQueue) -> None:
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(TextFormatter())
+    logging.getLogger("stepaudio.queue").addHandler(handler)
+    try:
+        job = queue.submit(lambda job: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            job.result(30)
+    finally:
+        logging.getLogger("stepaudio.queue").removeHandler(handler)
+    lines = written.getvalue().splitlines()
+    assert "ZeroDivisionError" in lines[-1]
+    assert all(f"[{job.id}]" in line for line in lines)
+
+
+def test_what_is_not_over_at_the_end_of_a_drain_is_cancelled(queue: JobQueue) -> None:
+    gate, job = busy(queue)
+    behind = queue.submit(lambda job: None)
+    assert queue.drain(0.05) is False
+    assert behind.state == "cancelled"
+    with pytest.raises(Cancelled):
+        job.result(30)
+    gate.let()
