@@ -136,7 +136,8 @@ class Pipeline:
         """Return ``count`` takes of a clone, whose prompt is read once and which are decoded side by side.
 
         The first has the seed of ``sampling`` (or a drawn one), each further one the next number: clone() with the
-        seed of a take gives the same, but for rounding (see SpeechLM.generate_many). The timings of each are those of
+        seed of a take gives the same but for rounding, which in bfloat16 makes another reading of it (see
+        SpeechLM.generate_many); the same call gives the same takes. The timings of each are those of
         all. Otherwise as clone().
         """
         if not 1 <= count <= MAX_TAKES:
@@ -162,7 +163,7 @@ class Pipeline:
         """Return each of the texts spoken in the voice of ``reference``, decoded side by side.
 
         Limits and arguments are those of clone(), for each text; one seed serves all, so that each result is what
-        clone() gives with it, but for rounding (see SpeechLM.generate_many). The timings of each are those of all.
+        clone() gives with it but for rounding, as in takes(). The timings of each are those of all.
         What is wrong with one text is raised before anything runs.
         """
         timer = timer or self.timer()
@@ -249,8 +250,9 @@ class Pipeline:
     ) -> SpeechStream:
         """Return ``text`` spoken in the voice of ``reference``, piece by piece while it is still being written.
 
-        The arguments are those of clone(), and so are the tokens; the sound differs a little, for a piece knows
-        little of what comes after it (see vocoder/stream.py). The reference is encoded before this returns; what
+        The arguments are those of clone(), and so are the tokens, those of a long text but for rounding (see takes()),
+        for its passages are written one after another; the sound differs a little, for a piece knows little of what
+        comes after it (see vocoder/stream.py). The reference is encoded before this returns; what
         is wrong with it or with the texts is raised here, everything else where the pieces are asked for.
         """
         timer = timer or self.timer()
