@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stepaudio.errors import WeightsError
 from stepaudio.llm.network import Decoder, DecoderLayer
-from stepaudio.llm.quantised import FEW_ROWS, Packed, QuantisedLinear
+from stepaudio.llm.quantised import Packed, QuantisedLinear
 
 LIBRARY = "bitsandbytes"
 Kind = Literal["int8", "nf4"]
@@ -59,11 +59,11 @@ class Int8Rows(Packed):
         return self.codes.to(self.dtype).mul_((self.largest / _MOST_INT8).to(self.dtype)[:, None])
 
     def product(self, x: Tensor) -> Tensor:
-        """Return x (B, in) times the matrix, (B, out); on a CPU few rows meet the codes themselves, in bfloat16.
+        """Return x (B, in) times the matrix, (B, out); on a CPU the rows meet the codes themselves, in bfloat16.
 
         So a quarter of what float32 takes is read, by a kernel that torch has for CPUs and for bfloat16 alone.
         """
-        if x.device.type != "cpu" or len(x) > FEW_ROWS or x.shape[1] % _WHOLE_COLUMNS:
+        if x.device.type != "cpu" or x.shape[1] % _WHOLE_COLUMNS:
             return super().product(x)
         found: Tensor = torch._weight_int8pack_mm(x.to(torch.bfloat16), self.codes, self._scale)
         return found.to(x.dtype)
