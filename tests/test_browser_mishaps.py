@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.studio import WAIT, open_tab
-from tests.test_browser import browser  # noqa: F401 - a fixture
+from tests.test_browser import browser, recordings  # noqa: F401 - fixtures
 from tests.test_browser_studio import generate, page, server  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.browser
@@ -179,3 +179,18 @@ def test_the_page_works_where_the_browser_keeps_nothing(browser, server):  # noq
         page.locator("#dark").click()
         page.wait_for_function("() => document.body.classList.contains('dark')")
     assert [error for error in errors if "stepaudio" in error] == []
+
+
+def test_no_name_of_a_voice_becomes_markup(watched, recordings):  # noqa: F811
+    asked: list[str] = []
+    watched.on("request", lambda request: asked.append(request.url))
+    name = "![p](http://evil.example/e.png)<b>bold</b>"
+    open_tab(watched, "voices")
+    for place in (".toast-body", "#voices-error"):  # saved; and then refused, as there is one of this name
+        watched.locator("#new-sound input[type=file]").set_input_files(str(recordings["a"]))
+        watched.locator("#new-sound #waveform").first.wait_for()
+        watched.locator("#new-name").get_by_role("textbox").fill(name)
+        watched.locator("#new-transcript textarea").fill("Words.")
+        watched.locator("#save-voice").click()
+        watched.locator(place).get_by_text(name).first.wait_for()
+    assert [url for url in asked if "evil" in url] == []

@@ -22,6 +22,7 @@ from stepaudio.web import handlers
 from stepaudio.web.forms import STOPPED, CloneForm, Knobs
 from stepaudio.web.handlers import Tab, run_clone, transcribe
 from stepaudio.web.sessions import SessionJobs
+from stepaudio.web.tables import run_summary
 from tests.conftest import voice
 
 
@@ -207,6 +208,21 @@ def test_a_ticket_that_is_not_good_costs_only_the_playing_at_once(service, good)
     view = clone(service, good, ticket="worn out")
     assert view.wav is not None
     assert view.synthesis.first_sound is None
+
+
+def test_the_wait_behind_another_request_is_told_before_the_figures(service, good):
+    """They begin with the request's turn: alone they read as if it had come at once."""
+    quick = clone(service, good)
+    assert not [notice for notice in quick.synthesis.notices if "waited" in notice]
+    service.queue.submit(lambda job: threading.Event().wait(1.0))
+    told = []
+    tab = Tab(SessionJobs(), "tab", "en", tell=lambda name, lines: told.append(lines))
+    view = run_clone(service, form(good, takes=2), tab)
+    for take in view.takes:
+        assert re.fullmatch(r"The request waited \d+\.\d s for its turn\.", take.synthesis.notices[0])
+    assert "waited" in run_summary(view.synthesis, "en")
+    assert "排队等候了" in run_summary(view.synthesis, "zh")
+    assert "in the queue" in told[-1]
 
 
 def test_a_request_that_was_stopped_before_it_came_is_not_begun(service, good):

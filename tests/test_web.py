@@ -109,6 +109,12 @@ def test_each_sentence_that_a_user_may_meet_has_a_chinese_one(tmp_path):
         with pytest.raises(InvalidInput) as caught:
             wrong()
         sentences.append(str(caught.value))
+    sentences += [
+        "The language model produced numbers that stand for no sound; try again.",
+        "The reference recording is too short: it must hold at least 0.12 seconds of sound.",
+        "The saved voices in /data/voices cannot be changed: No space left on device.",
+        "The request waited 20.1 s for its turn.",
+    ]
     for sentence in sentences:
         assert in_language(sentence, "en") == sentence
         assert re.search("[\u4e00-\u9fff]", in_language(sentence, "zh")), sentence
@@ -154,3 +160,8 @@ def test_the_summary_of_takes_tells_all_the_sound_that_was_made_in_the_time():
     words = f"{3 * seconds:.2f} s of sound in {total:.2f} s (RTF {total / (3 * seconds):.3f})"
     assert words in run_report(replace(alone, beside_seconds=2 * seconds), "en")
     assert words not in run_report(alone, "en")
+
+
+def test_a_miss_is_told_so_that_it_is_true_without_a_cache_too():
+    for language, kept in (("en", "kept"), ("zh", "保存")):
+        assert kept not in say(language, "miss")

@@ -218,7 +218,7 @@ def test_a_saved_voice_brings_its_sound_and_its_words(studio, service, recorder)
 
 
 def test_a_saved_voice_that_is_gone_is_told_in_one_sentence(studio):
-    assert "no saved voice" in shown_value(studio.fill(voice="voice:0123456789abcdef").press("generate")["error"])
+    assert "has been deleted" in shown_value(studio.fill(voice="voice:0123456789abcdef").press("generate")["error"])
 
 
 def test_an_empty_transcript_is_filled_with_what_is_heard(studio, recorder):

@@ -116,3 +116,23 @@ def test_an_edit_starts_from_the_step_that_the_browser_shows(studio, recorder): 
     studio.fill(edit_seed=5, edit_new_seed=False).press("apply")
     studio.fill(chain=0).press("apply")  # the click on it is still on its way
     np.testing.assert_array_equal(recorder.last["reference"].waveform.samples, voice(1.0).samples)
+
+
+def test_a_new_text_never_has_the_words_of_another_sound(studio):  # noqa: F811
+    studio.fill(edit_voice="preset:ada").press("edit-voice", "input")
+    studio.fill(task="paralinguistic").press("task", "change")
+    studio.fill(new_text="Ada [Laughter] speaks.", edit_voice="new").press("edit-voice", "input")
+    assert studio.value("new-text") == "T"  # what was typed for the new voice
+    studio.fill(edit_presets="preset:ada").press("edit-presets", "input")
+    assert studio.value("new-text") == "Ada speaks."
+    studio.fill(text="A clone's words.").press("generate")
+    studio.press("edit-this")
+    assert studio.value("new-text") == "A clone's words."
+    studio.fill(task="emotion").press("clear-chain")
+    assert studio.value("new-text") == ""
+
+
+def test_the_file_keeps_its_format_where_the_language_is_switched(studio):  # noqa: F811
+    studio.press("apply")
+    studio.fill(edit_format="flac").press("edit-format", "input")
+    assert studio.fill(language="zh").press("language", "input")["edit-download"]["value"].endswith(".flac")

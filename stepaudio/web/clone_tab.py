@@ -42,7 +42,7 @@ class CloneTab:
             with gr.Column():
                 self.picker = VoicePicker(desk)
                 self.text = on(gr.Textbox(lines=4, max_lines=12, elem_id="text"), label="text", placeholder="text_hint")
-                self.facts = gr.HTML(self._facts("", "en"), elem_id="text-facts")
+                self.facts = gr.HTML(self._facts("", "", "en"), elem_id="text-facts")
                 self.examples = gr.HTML(self.examples_for("en"), elem_id="examples")
                 on(gr.HTML(elem_id="tags"), value=lambda language: tag_bar("#text", language))
                 self.note = gr.Markdown(visible=False, elem_id="tags-note", elem_classes="stepaudio-note")
@@ -134,9 +134,9 @@ class CloneTab:
         )
         self.stop.click(self._desk.stop, None, None, **PRIVATE)
         gr.on(
-            [self.text.change, self._desk.language.change],
+            [self.text.change, self.language_tag.input, self._desk.language.change],
             self._facts,
-            [self.text, self._desk.language],
+            [self.text, self.language_tag, self._desk.language],
             self.facts,
             trigger_mode="always_last",
             **PRIVATE,
@@ -223,15 +223,18 @@ class CloneTab:
         session.picked, session.takes = 0, takes
         session.last = view.synthesis
 
-    def _facts(self, text: str, language: Language) -> str:
-        """Return how long the text is, in characters and in seconds."""
-        count, limit = len(text or ""), self._desk.service.settings.max_text_characters
-        seconds = speaking_seconds(text or "")
-        over = ' class="over"' if count > limit else ""
-        words = say(language, "text_facts", count=count, limit=limit, seconds=seconds)
-        return (
-            f'<div class="stepaudio-facts"><span{over}>{escape(words)}</span>{self._pieces(text or "", language)}</div>'
-        )
+    def _facts(self, text: str | None, tag: str | None, language: Language) -> str:
+        """Return how long the text is, with the tag of its language, in characters and in seconds.
+
+        Of one that is too long only that is told: to look further at a whole book takes a minute.
+        """
+        text = f"{tag or ''}{text}" if (text or "").strip() else text or ""
+        count, limit = len(text), self._desk.service.settings.max_text_characters
+        if count > limit:
+            words = say(language, "text_over", count=count, limit=limit)
+            return f'<div class="stepaudio-facts"><span class="over">{escape(words)}</span></div>'
+        words = say(language, "text_facts", count=count, limit=limit, seconds=speaking_seconds(text))
+        return f'<div class="stepaudio-facts"><span>{escape(words)}</span>{self._pieces(text, language)}</div>'
 
     def _pieces(self, text: str, language: Language) -> str:
         """Return how a long text will be split, so that this is seen before the time for it is spent."""

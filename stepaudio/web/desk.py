@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterable
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -119,5 +120,13 @@ def merged(values: Iterable[tuple[gr.blocks.Block, Any]]) -> dict[gr.blocks.Bloc
 
 
 def error_update(error: str) -> dict[str, Any]:
-    """Return the update of a component that shows one sentence of error, or hides where there is none."""
-    return gr.update(value=error, visible=bool(error))
+    """Return the update of an error_place that shows one sentence of error, or hides where there is none.
+
+    A sentence may hold what a user typed, as the name of a voice: nothing in it becomes markup.
+    """
+    return gr.update(value=paragraph(error) if error else "", visible=bool(error))
+
+
+def paragraph(sentence: str) -> str:
+    """Return a sentence as HTML."""
+    return f"<p>{escape(sentence, quote=False)}</p>"

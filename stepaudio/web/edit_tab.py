@@ -91,7 +91,8 @@ class EditTab:
         return [self.chain, self.source_box, self.restore, self.clear, self.step, *self.out.outputs, self.error]
 
     def wire(self) -> None:
-        self.picker.wire(self.error)
+        for chosen in self.picker.wire(self.error):
+            self.begin_text_after(chosen)
         self.out.wire(_current)
         language = self._desk.language
         self.task.change(
@@ -112,7 +113,12 @@ class EditTab:
         self.stop.click(self._desk.stop, None, None, **PRIVATE)
         self.chain.input(self._select, [self.chain, language, self.out.format], self.outputs, **PRIVATE)
         self.restore.click(self._restore, [language, self.out.format], self.outputs, **PRIVATE)
-        self.clear.click(self._clear, [language, self.out.format], self.outputs, **PRIVATE)
+        cleared = self.clear.click(self._clear, [language, self.out.format], self.outputs, **PRIVATE)
+        self.begin_text_after(cleared)
+
+    def begin_text_after(self, event: gr.events.Dependency) -> None:
+        """Let an event that brings another sound be followed by that sound's words where a new text is to be typed."""
+        event.then(self._begin_text, [self.task, self.picker.transcript], self.new_text, **PRIVATE)
 
     def begin_with(self, session: Session, wav: bytes, transcript: str, language: Language, form: str) -> list[Any]:
         """Start a chain with a sound that another tab has made, and return the values of ``outputs``."""
@@ -156,14 +162,22 @@ class EditTab:
         """Show the fields that this task takes. transcript: the words of the sound that an empty chain begins with."""
         spec = tasks.TASKS[task]
         choices = option_choices(task, language)
-        current = self._desk.session(request).chain.current
-        words = current.transcript if current is not None else transcript
+        words = self._words(transcript, request)
         return [
             gr.update(choices=choices, value=choices[0][1] if choices else None, visible=bool(choices)),
             gr.update(visible=spec.needs_target),
             gr.update(value=words) if words and spec.needs_target else gr.update(),
             self._note(task, language),
         ]
+
+    def _begin_text(self, task: str, transcript: str | None, request: gr.Request) -> str:
+        """Return what the field of the new text begins with: nothing where there is none, and never another's words."""
+        return self._words(transcript, request) if tasks.TASKS[task].needs_target else ""
+
+    def _words(self, transcript: str | None, request: gr.Request) -> str:
+        """Return the words of the sound that an edit would begin with now; transcript: those of the picker."""
+        current = self._desk.session(request).chain.current
+        return current.transcript if current is not None else transcript or ""
 
     def _apply(
         self,

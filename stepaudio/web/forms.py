@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepaudio import tasks
-from stepaudio.errors import InvalidInput
+from stepaudio.errors import InvalidInput, NotFound
 from stepaudio.pipeline import MAX_PASSES, MAX_TAKES
 from stepaudio.service import CloneRequest, EditRequest, Service
 from stepaudio.settings import Settings
@@ -109,7 +109,10 @@ def read_source(service: Service, source: Source, language: Language) -> Given:
     """Return what a source stands for; raises InvalidInput where it stands for nothing that can be used."""
     choice = source.choice or NEW
     if choice.startswith(VOICE):
-        voice, wav = service.voices.load(choice.removeprefix(VOICE))
+        try:
+            voice, wav = service.voices.load(choice.removeprefix(VOICE))
+        except NotFound as error:
+            raise NotFound(say(language, "voice_gone")) from error
         return Given(wav, source.transcript or voice.transcript)
     if choice.startswith(PRESET):
         preset, data = service.presets.load(choice.removeprefix(PRESET))

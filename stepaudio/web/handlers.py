@@ -41,6 +41,7 @@ SHOW_SECONDS = 1.0
 slow browser a tenth of a second, and with a step for every token it would not answer to its Stop button."""
 
 GRACE_SECONDS = 0.2
+TOLD_WAIT_SECONDS = 0.5
 
 ShowProgress = Callable[[float, str], None]
 Tell = Callable[[str, str], None]
@@ -182,8 +183,21 @@ def _view(outcome: Outcome[tuple[CloneResult, Given]], ticket: _Ticket, tab: Tab
         return CloneView(ticket.request_id, error=outcome.error)
     result, given = outcome.value
     further = [take.synthesis for take in result.further]
-    tab.tell(ticket.request_id, request_block(result.synthesis, further=further))
-    return CloneView(ticket.request_id, result.wav, result.synthesis, given=given, takes=result.takes)
+    waited = _waited(ticket.job)
+    tab.tell(ticket.request_id, request_block(result.synthesis, waited=waited, further=further))
+    takes = result.takes
+    if waited >= TOLD_WAIT_SECONDS:  # the figures that follow begin with the request's turn
+        notice = f"The request waited {waited:.1f} s for its turn."
+        takes = tuple(
+            replace(take, synthesis=replace(take.synthesis, notices=(notice, *take.synthesis.notices)))
+            for take in takes
+        )
+    return CloneView(ticket.request_id, result.wav, takes[0].synthesis, given=given, takes=takes)
+
+
+def _waited(job: Job[Any] | None) -> float:
+    """Return how many seconds a job stood in the line."""
+    return job.started - job.submitted if job is not None and job.started is not None else 0.0
 
 
 def _progress(service: Service, job: Job[Any], language: Language) -> tuple[float, str]:

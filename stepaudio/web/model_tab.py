@@ -58,11 +58,13 @@ class ModelTab:
         self.fetch.click(self._start, language, self.progress, **PRIVATE)
         self.stop.click(self._stop, language, self.progress, **PRIVATE)
 
-    def _start(self, language: Language) -> str:
+    def _start(self, language: Language, request: gr.Request) -> str:
+        self._desk.session(request).forget_sent(self.progress._id)
         self._fetcher.start()
         return fetch_line(self._fetcher, language)
 
-    def _stop(self, language: Language) -> str:
+    def _stop(self, language: Language, request: gr.Request) -> str:
+        self._desk.session(request).forget_sent(self.progress._id)
         self._fetcher.stop()
         self._fetcher.wait(1.0)
         return fetch_line(self._fetcher, language)

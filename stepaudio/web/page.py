@@ -11,7 +11,7 @@ from stepaudio.cache import CacheStats
 from stepaudio.service import Service
 from stepaudio.web.clone_tab import CloneTab
 from stepaudio.web.compare_tab import CompareTab
-from stepaudio.web.desk import PRIVATE, Desk, merged
+from stepaudio.web.desk import PRIVATE, Desk, error_update, merged
 from stepaudio.web.edit_tab import EditTab, option_choices
 from stepaudio.web.fetching import WeightsFetcher
 from stepaudio.web.model_tab import ModelTab
@@ -52,7 +52,7 @@ class Page:
                         any_value(gr.Radio(names, value="en", elem_id="language", container=False)), label="language"
                     )
                     self.dark = on(gr.Button(size="sm", elem_id="dark", min_width=60, scale=0), value="dark")
-            self.banner = gr.Markdown(elem_id="banner", visible=False)
+            self.banner = gr.HTML(elem_id="banner", visible=False)
             with gr.Tabs(selected=CLONE, elem_id="tabs", overflow_behavior="wrap") as self.tabs:
                 with on(gr.Tab(id=CLONE), label="tab_clone"):
                     self.clone = CloneTab(desk)
@@ -84,7 +84,10 @@ class Page:
         )
         language.input(
             self._translate,
-            [language, self.edit.task, self.compare.first, self.compare.second, self.voices.chosen],
+            [
+                *(language, self.edit.task, self.edit.out.format),
+                *(self.compare.first, self.compare.second, self.voices.chosen),
+            ],
             self._everything,
             **PRIVATE,
         ).then(None, language, None, js="(language) => stepaudioStudio.speak(language)")
@@ -103,9 +106,10 @@ class Page:
         self.clone.compare.click(self._compare_take, language, self.compare.outputs, **PRIVATE).then(
             lambda: gr.update(selected=COMPARE), None, self.tabs, **PRIVATE
         )
-        self.clone.edit.click(
+        begun = self.clone.edit.click(
             self._edit_result, [language, self.edit.out.format], [self.tabs, *self.edit.outputs], **PRIVATE
         )
+        self.edit.begin_text_after(begun)
 
     @property
     def _live(self) -> list[gr.blocks.Block]:
@@ -123,7 +127,13 @@ class Page:
                 [
                     *(*self._desk.words.components, *self._live),
                     *(self.edit.task, self.edit.note, self.edit.option, *self.edit.outputs),
-                    *(self.clone.run, self.clone.takes_made, *self.compare.outputs, *self.voices.outputs),
+                    *(
+                        self.clone.run,
+                        self.clone.error,
+                        self.clone.takes_made,
+                        *self.compare.outputs,
+                        *self.voices.outputs,
+                    ),
                 ]
             )
         )
@@ -139,18 +149,20 @@ class Page:
         self,
         language: Language,
         task: str,
+        form: str,
         first: int | None,
         second: int | None,
         voice: str | None,
         request: gr.Request,
     ) -> dict[gr.blocks.Block, Any]:
-        return merged(self._translated(self._desk.session(request), language, task, first, second, voice))
+        return merged(self._translated(self._desk.session(request), language, task, form, first, second, voice))
 
     def _translated(
         self,
         session: Session,
         language: Language,
         task: str,
+        form: str = "wav",
         first: int | None = None,
         second: int | None = None,
         voice: str | None = None,
@@ -163,8 +175,9 @@ class Page:
             *self._fresh(session, language),
             (edit.option, gr.update(choices=option_choices(task, language))),
             *zip([edit.task, edit.note], edit.task_view(task, language), strict=True),
-            *zip(edit.outputs, edit.view(session, language), strict=True),
+            *zip(edit.outputs, edit.view(session, language, form), strict=True),
             (self.clone.run, self.clone.report(session, language)),
+            (self.clone.error, error_update("")),  # it is in the other language
             (self.clone.takes_made, self.clone.take_choices(session, language)),
             *zip(compare.outputs, compare.opened(session, first, second, language), strict=True),
             *zip(voices.outputs, voices.view(voice, language), strict=True),

@@ -20,10 +20,10 @@ from stepaudio.web.strings import Language, say
 VISIBLE_TAGS = 10
 
 
-def error_place(elem_id: str) -> gr.Markdown:
+def error_place(elem_id: str) -> gr.HTML:
     """Return the place for one sentence of error. What it lies in is always there, and announces it; see studio.js."""
     with gr.Column(scale=0, min_width=0, elem_classes="stepaudio-alert"):
-        return gr.Markdown(elem_id=elem_id, visible=False, elem_classes="stepaudio-error")
+        return gr.HTML(elem_id=elem_id, visible=False, elem_classes="stepaudio-error")
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,15 @@ class VoicePicker:
             return gr.skip()
         return heard.words
 
-    def wire(self, error: gr.Markdown) -> None:
-        """Let the components follow each other; what goes wrong is shown in ``error``."""
+    def wire(self, error: gr.HTML) -> list[gr.events.Dependency]:
+        """Let the components follow each other; what goes wrong is shown in ``error``.
+
+        Returns the events that put the words of another voice into their field.
+        """
         known = [self.transcript, self._put_aside, self._desk.language]
         shown = [self.upload, self.listen, self.consent, self.transcript, self.presets, error, self._put_aside]
-        self.choice.input(self._chosen, [self.choice, *known], shown, **PRIVATE)
-        self.presets.input(
+        chosen = self.choice.input(self._chosen, [self.choice, *known], shown, **PRIVATE)
+        pressed = self.presets.input(
             lambda preset, *values: [preset, *self._chosen(preset, *values)],
             [self.presets, *known],
             [self.choice, *shown],
@@ -109,6 +112,7 @@ class VoicePicker:
             concurrency_limit=None,
         )
         self.write_after(written)
+        return [chosen, pressed]
 
     def refreshed(self, language: Language) -> list[dict[str, Any]]:
         """Return updates for ``offers``: what may be chosen and done may have changed since the page was loaded."""

@@ -73,7 +73,8 @@ class PerformanceTab:
         self.clear_no.click(lambda: hide, None, self.confirm, **PRIVATE)
         self.clear_yes.click(self._clear, self._desk.language, [self.confirm, self.cache], **PRIVATE)
 
-    def _clear(self, language: Language) -> list[Any]:
+    def _clear(self, language: Language, request: gr.Request) -> list[Any]:
+        self._desk.session(request).forget_sent(self.cache._id)
         engine = self._desk.service.engine
         if engine is None:
             return [gr.update(visible=False), gr.skip()]

@@ -110,6 +110,14 @@ CHINESE = {
     "There is not enough memory for this request; a shorter reference or a shorter text may fit.": (
         "内存不足，无法完成此请求；请缩短参考音频或文本。"
     ),
+    "The request waited {seconds} s for its turn.": "请求排队等候了 {seconds} 秒。",
+    "The reference recording is too short: it must hold at least {seconds} seconds of sound.": (
+        "参考录音太短：至少需要 {seconds} 秒的声音。"
+    ),
+    "The saved voices in {folder} cannot be changed: {reason}.": "无法更改 {folder} 中已保存的声音：{reason}。",
+    "The language model produced numbers that stand for no sound; try again.": (
+        "语言模型产生的编码不对应任何声音；请再试一次。"
+    ),
     "The job was cancelled.": "任务已取消。",
     "The request was stopped while {what}.": "请求已停止。",
     "The synthesis was stopped.": "请求已停止。",

@@ -105,6 +105,10 @@ class Session:
         stamp = time.strftime("%H:%M:%S")
         self.log.extend(f"{stamp} [{request_id}] {line}" for line in text.split("\n"))
 
+    def forget_sent(self, component_id: int) -> None:
+        """Let a component of the refreshed status be sent anew: something else than that is shown in it now."""
+        self.sent.pop(component_id, None)
+
     def keep(self, kind: Kind, wav: bytes, transcript: str, detail: str = "", source: Sound | None = None) -> Sound:
         """Put a sound on the shelf and return it; one that lies there already is not kept twice."""
         found = next((sound for sound in self.shelf if sound.wav == wav), None)

@@ -87,7 +87,7 @@ def cache_report(stats: CacheStats | None, language: Language) -> str:
 
 
 def banners(service: Service, stats: CacheStats | None, language: Language) -> str:
-    """Return what the user must know before starting: loading, a failed start, noise weights, a sick cache."""
+    """Return what the user must know before starting, as HTML: loading, a failed start, noise weights, a sick cache."""
     sentences = []
     if service.state == "loading":
         sentences.append(say(language, "loading"))
@@ -100,7 +100,7 @@ def banners(service: Service, stats: CacheStats | None, language: Language) -> s
             sentences.append(notice.get(language, notice.get("en", "")))
     if stats is not None and stats.problem:
         sentences.append(in_language(stats.problem, language))
-    return "\n\n".join(f"⚠️ {sentence}" for sentence in sentences)
+    return "".join(f"<p>⚠️ {escape(sentence, quote=False)}</p>" for sentence in sentences)
 
 
 def runs_table(summaries: Sequence[RunSummary], language: Language) -> str:

@@ -140,7 +140,7 @@ class VoicesTab:
         error = drafted.error or saved.error
         if saved.value is None:
             return [*self.view(None, language, error), *(gr.skip() for _ in values[:-1])]
-        gr.Info(say(language, "saved", name=saved.value.name))
+        gr.Info(escape(say(language, "saved", name=saved.value.name)))
         # All fields are emptied: what was said of this voice is not true of the next one.
         return [*self.view(saved.value.id, language), None, "", "", "", "", False]
 
