@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -293,6 +294,50 @@ def test_takes_of_one_prompt_read_it_once(tiny: Tiny, monkeypatch: pytest.Monkey
     assert read == [(0, len(PROMPT))]
 
 
+def in_one_voice(rests: Sequence[int]) -> list[list[int]]:
+    """Prompts that begin alike for 30 ids and go on differently, each for so many ids."""
+    return [[*PROMPT[:30], *range(700 + number, 700 + number + rest)] for number, rest in enumerate(rests)]
+
+
+@pytest.mark.parametrize("prefix_bytes", [0, 2**24])
+def test_prompts_that_begin_alike_are_read_side_by_side(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, prefix_bytes: int
+) -> None:
+    prompts = in_one_voice([20, 5, 33, 20])
+    prompts.insert(2, prompts[0])  # a second take of the first
+    alone = [tiny.lm().generate(prompt, GREEDY, seed=0, max_tokens=60, shared=30) for prompt in prompts]
+    seen, read = states(monkeypatch), recorded_reads(monkeypatch)
+    for prompt in prompts:
+        tiny.lm().generate(prompt, GREEDY, seed=0, max_tokens=5, shared=30)
+    expected, seen[:], read[:] = list(seen), [], []
+    lm = SpeechLM(tiny.model, tiny.vocabulary, prefix_bytes=prefix_bytes)
+    together = lm.generate_many(prompts, GREEDY, seeds=[0] * 5, max_tokens=[60] * 5, shared=[30] * 5)
+    again = [] if prefix_bytes else [(0, 30)]
+    assert read == [(0, 30), (30, 20), *again, (30, 33)], "the second take stands between the second and the third text"
+    for one, other in zip(seen, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert [made.tokens.numbers.tolist() for made in together] == [made.tokens.numbers.tolist() for made in alone]
+
+
+@pytest.mark.parametrize(
+    ("most", "rests", "read"),
+    [
+        (4096, [20, 20, 20], [20]),
+        (40, [20, 20, 20], [20, 20]),
+        (4096, [2, 60, 2], [60, 2]),
+        (4096, [60, 2, 2], [60, 2]),
+    ],
+)
+def test_what_is_read_at_once_is_bounded_and_no_more_filling_than_prompts(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, most: int, rests: list[int], read: list[int]
+) -> None:
+    monkeypatch.setattr("stepaudio.llm.generate._READ_AT_ONCE", most)
+    lm = SpeechLM(tiny.model, tiny.vocabulary, prefix_bytes=2**24)
+    seen = recorded_reads(monkeypatch)
+    lm.generate_many(in_one_voice(rests), GREEDY, seeds=[0] * 3, max_tokens=[5] * 3, shared=[30] * 3)
+    assert seen == [(0, 30), *((30, length) for length in read)]
+
+
 def test_a_batch_tells_whose_numbers_it_has_drawn(tmp_path: Path) -> None:
     tiny = Tiny(tmp_path, 1)
     tiny.favour_end(2.5)
@@ -389,6 +434,6 @@ def test_only_equal_ids_share_a_beginning(tiny: Tiny, monkeypatch: pytest.Monkey
     read = recorded_reads(monkeypatch)
     lm.generate(PROMPT, GREEDY, seed=0, max_tokens=50, shared=30)
     together = lm.generate_many([other, longer], GREEDY, seeds=[0, 0], max_tokens=[50, 50], shared=[30, 30])
-    assert read == [(0, 30), (30, 30), (0, 30), (30, 30), (30, 50)]
+    assert read == [(0, 30), (30, 30), (0, 30), (30, 30), (30, 50)], "the two begin differently"
     assert [result.tokens.numbers.tolist() for result in together] == alone
     assert lm.generate([PROMPT[0]], GREEDY, seed=0, max_tokens=5, shared=9).tokens.groups == 1

@@ -67,14 +67,18 @@ class KeyValueCache:
 
     def row(self, number: int) -> KeyValueCache:
         """Return the cache of one sequence: a view, so what is written there stands here."""
-        return KeyValueCache(self.cells[:, :, number : number + 1])
+        return self.rows(number, 1)
+
+    def rows(self, first: int, count: int) -> KeyValueCache:
+        """Return the cache of neighbouring sequences: a view, as row() does."""
+        return KeyValueCache(self.cells[:, :, first : first + count])
 
     def first(self, length: int) -> Tensor:
         """Return the first ``length`` positions, a view float32 (layers, 2, B, G, length, d)."""
         return self.cells[..., :length, :]
 
     def begin_with(self, cells: Tensor) -> None:
-        """Write what another cache of as many sequences has as its first()."""
+        """Write what another cache, of as many sequences or of one for all, has as its first()."""
         self.cells[..., : cells.shape[-2], :] = cells
 
     def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor, keys: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The language model at work: prompt ids in, speech tokens out. It knows nothing of text.
 
-1. prefill     each prompt goes into its row of the cache: what was read before is copied, the rest is read at once
+1. prefill     each prompt goes into its row of the cache: what was read before is copied, the rest is read at once,
+               that of several prompts with one beginning side by side
 2. decode      one id of every row per step (step.py): head, repetition rule, draw, feed back
 3. look        every few steps the new ids are read from the device: ends, progress, stop wishes; ended rows leave
 4. cut         whole groups of five become SpeechTokens
@@ -9,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -31,6 +32,9 @@ from stepaudio.types import IntArray, SamplingParams, SpeechTokens, Stopped
 _LOOK_EVERY_ON_CPU = 1
 _LOOK_EVERY_ELSEWHERE = 2 * GROUP
 """Looking waits for the device, but what is drawn after an unnoticed end is work for nothing."""
+
+_READ_AT_ONCE = 4096
+"""Positions of several prompts that are read side by side, filling included; at full size they take half a gigabyte."""
 
 _WARM_PROMPT = 16
 _WARM_GROUPS = 2
@@ -67,6 +71,11 @@ class _Request:
     seed: int
     max_tokens: int
     shared: int
+
+    @property
+    def beginning(self) -> tuple[int, ...]:
+        """The ids that are read apart, because others may begin with them."""
+        return self.prompt[: min(self.shared, len(self.prompt) - 1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,40 +284,44 @@ class SpeechLM:
         return [row.generation(self._vocabulary, started, prefilled) for row in rows]
 
     def _read(self, rows: list[_Row], state: DecodeState, listeners: _Listeners) -> None:
-        """Read the prompts into the cache, equal ones once."""
-        read: dict[tuple[tuple[int, ...], int], tuple[int, Tensor]] = {}
-        for number, row in enumerate(rows):
+        """Read the prompts into the cache, equal ones once, neighbours that begin alike side by side."""
+        firsts: dict[tuple[tuple[int, ...], int], int] = {}  # of equal prompts
+        where = [firsts.setdefault((row.request.prompt, row.request.shared), n) for n, row in enumerate(rows)]
+        states: dict[int, Tensor] = {}
+        for together in _neighbours([rows[number].request for number in firsts.values()]):
             listeners.stop_if_wished()
-            prompt, shared = row.request.prompt, row.request.shared
-            cache = state.cache.row(number)
-            found = read.get((prompt, shared))
-            if found is None:
-                hidden = self._prefill(prompt, shared, cache)
-                read[prompt, shared] = number, hidden
-            else:
-                first, hidden = found
-                cache.begin_with(state.cache.row(first).first(len(prompt)))
-            state.begin(number, prompt, hidden, sampling.uniforms(row.request.seed, row.limit))
+            cache = state.cache.rows(together[0].number, len(together))
+            states.update(zip((one.number for one in together), self._prefill(together, cache), strict=True))
+        for number, (row, first) in enumerate(zip(rows, where, strict=True)):
+            prompt = row.request.prompt
+            if first != number:
+                state.cache.row(number).begin_with(state.cache.row(first).first(len(prompt)))
+            state.begin(number, prompt, states[first], sampling.uniforms(row.request.seed, row.limit))
         # Reading this one value also waits for the device, so that the clock is honest.
         _check_finite(state, len(rows))
 
-    def _prefill(self, prompt: tuple[int, ...], shared: int, cache: KeyValueCache) -> Tensor:
-        """Return the state (D,) after the prompt, whose keys and values go into the cache of one sequence.
+    def _prefill(self, requests: Sequence[_Request], cache: KeyValueCache) -> Tensor:
+        """Return the states (B, D) after the prompts, which begin alike and whose keys and values go into the cache.
 
         The shared beginning is a block of its own whether it is kept or not: cut otherwise, sums would be taken in
-        another order and the result would depend, in its last bits, on what was asked before.
+        another order and the result would depend, in its last bits, on what was asked before. Shorter prompts are
+        filled up: nothing looks ahead, and what the filling leaves in the cache is written over before it is read.
         """
-        ids = torch.tensor([prompt], device=self.device)
-        shared = min(shared, len(prompt) - 1)
+        beginning = requests[0].beginning
+        shared = len(beginning)
         if shared > 0:
-            kept = self._prefixes.get(prompt[:shared])
-            if kept is not None:
-                cache.begin_with(kept)
-            else:
-                self._decoder(ids[:, :shared], cache=cache)
-                self._prefixes.put(prompt[:shared], cache.first(shared))
-        hidden: Tensor = self._decoder(ids[:, shared:], cache=cache, start=shared)[0, -1]
-        return hidden
+            kept = self._prefixes.get(beginning)
+            if kept is None:
+                first = cache.row(0)
+                self._decoder(torch.tensor([beginning], device=self.device), cache=first)
+                kept = first.first(shared)
+                self._prefixes.put(beginning, kept)
+            cache.begin_with(kept)
+        rests = [request.prompt[shared:] for request in requests]
+        longest = max(map(len, rests))
+        ids = torch.tensor([rest + (0,) * (longest - len(rest)) for rest in rests], device=self.device)
+        states = self._decoder(ids, cache=cache, start=shared)  # (B, longest, D)
+        return torch.stack([state[len(rest) - 1] for state, rest in zip(states, rests, strict=True)])
 
     def _decode(self, rows: list[_Row], workspace: Workspace, params: SamplingParams, listeners: _Listeners) -> None:
         """Draw for every row until its end or its limit. A row that has finished leaves its place to the last one."""
@@ -351,6 +364,20 @@ class SpeechLM:
         them takes longer than computing some rows for nothing. Elsewhere no more than there are.
         """
         return rows if self._capture is None else 1 << (rows - 1).bit_length()
+
+
+def _neighbours(requests: Sequence[_Request]) -> Iterator[list[_Request]]:
+    """Yield the requests in runs that are read at once: neighbours in the cache, alike in beginning and in length."""
+    run: list[_Request] = []
+    for request in requests:
+        if run:
+            rests = [len(one.prompt) - len(one.beginning) for one in (*run, request)]
+            beside = request.number == run[-1].number + 1 and request.beginning == run[0].beginning
+            if not beside or max(rests) * len(rests) > min(_READ_AT_ONCE, 2 * sum(rests)):
+                yield run
+                run = []
+        run.append(request)
+    yield run
 
 
 def _closed_up(live: list[_Row], state: DecodeState) -> list[_Row]:
