@@ -2,7 +2,7 @@
 
 from stepaudio.errors import Busy, Cancelled, GenerationError, InvalidInput, StepAudioError, WeightsError
 from stepaudio.library import load_pipeline, read_sound, write_sound
-from stepaudio.settings import Settings
+from stepaudio.settings import Settings, load_settings
 from stepaudio.types import Reference, SamplingParams, Synthesis, Task, Waveform
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Waveform",
     "WeightsError",
     "load_pipeline",
+    "load_settings",
     "read_sound",
     "write_sound",
 ]

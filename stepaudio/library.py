@@ -21,7 +21,9 @@ def load_pipeline(settings: Settings | None = None) -> Pipeline:
     """Return the pipeline of the weights and the device that the settings choose (None: environment and defaults).
 
     It takes one request at a time; ``close()`` releases its threads and the cache. Raises WeightsError when the
-    weights are missing or damaged, InvalidInput for a setting that cannot be.
+    weights are missing or damaged, InvalidInput where the environment holds a setting that cannot be. Settings of one's
+    own come from ``load_settings({"device": "cpu"})``, which raises InvalidInput for them; ``Settings(device="cpu")``
+    raises pydantic's ValidationError.
     """
     from stepaudio.loading import choose, load_engine  # heavy: torch
 

@@ -13,7 +13,16 @@ import pytest
 import soundfile
 
 import stepaudio
-from stepaudio import InvalidInput, Settings, StepAudioError, Waveform, load_pipeline, read_sound, write_sound
+from stepaudio import (
+    InvalidInput,
+    Settings,
+    StepAudioError,
+    Waveform,
+    load_pipeline,
+    load_settings,
+    read_sound,
+    write_sound,
+)
 from tests.conftest import ROOT, voice
 from tests.readme import README
 
@@ -64,6 +73,16 @@ def test_a_pipeline_is_loaded_from_settings_and_closed(tiny_weights, sound, tmp_
     pipeline.close()
     with pytest.raises(RuntimeError, match="shutdown"):
         pipeline.edit(reference, task, max_seconds=0.6, flow_steps=1)
+
+
+def test_the_settings_of_the_readme_are_taken_by_name_and_wrong_ones_are_told_in_one_sentence():
+    (call,) = re.findall(r"`load_pipeline\((.*?)\)` takes the settings", README.read_text(encoding="utf-8"))
+    assert call == 'load_settings({"device": "cpu"})'
+    assert load_settings({"device": "cpu"}) == Settings(device="cpu")
+    with pytest.raises(InvalidInput, match=r"^The setting device has the value 'tpu': [^\n]*\.$"):
+        load_settings({"device": "tpu"})
+    with pytest.raises(InvalidInput, match=r"^The setting devise has the value 'cpu': [^\n]*\.$"):
+        load_settings({"devise": "cpu"})
 
 
 def test_sound_is_read_within_the_limits_and_what_is_cut_is_told(sound, caplog):
