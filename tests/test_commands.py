@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import pytest
 import soundfile
 
 from stepaudio.cli import main
+from stepaudio.commands.common import SETTINGS
 from stepaudio.settings import Settings
 from stepaudio.voices import VoiceDraft, VoiceFolder
 from tests.conftest import ROOT, voice
@@ -266,3 +268,13 @@ def test_a_voice_lives_through_all_commands(stepaudio, sound, tmp_path, capsys):
     assert shown["consent"] == "herself, by letter"
     (kept,) = VoiceFolder.of(Settings()).list()
     assert kept.id == new_id
+
+
+def test_the_commands_offer_no_setting_that_only_the_server_reads():
+    package = ROOT / "stepaudio"
+    server = {"web", "api", "server", "doors", "batches", "tempfolder", "settings"}
+    files = [path for path in package.rglob("*.py") if path.relative_to(package).with_suffix("").parts[0] not in server]
+    read = {name for path in files for name in re.findall(r"settings\.(\w+)", path.read_text(encoding="utf-8"))}
+    if "max_upload_bytes" in read:  # what the pipeline's side reads of max_upload_megabytes
+        read.add("max_upload_megabytes")
+    assert set(SETTINGS) <= read

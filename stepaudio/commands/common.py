@@ -27,6 +27,7 @@ STANDARD = "-"
 # What only the server has a use for.
 _NOT_HERE = {
     *("host", "port", "root_path", "queue_limit", "hub_token"),
+    *("login", "drain_seconds", "temp_dir", "temp_megabytes", "require_consent"),
     *("client_limit", "api_keys", "api_keys_file", "request_seconds", "max_batch_lines", "batches_megabytes"),
 }
 SETTINGS = [name for name in Settings.model_fields if name not in _NOT_HERE]
