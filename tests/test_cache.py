@@ -111,6 +111,15 @@ def test_the_stats_count_and_sum_what_was_really_saved_across_restarts(tmp_path:
             assert 0 < stats.bytes <= bytes_on_disk(tmp_path)
 
 
+def test_what_a_hit_takes_itself_is_not_counted_as_saved(tmp_path: Path) -> None:
+    with EncodingCache(tmp_path, "f", size_limit=LIMIT) as cache:
+        made, *hits = [cache.get_or_encode(noise(1, seconds=10), CountingEncoder(seconds=2.0)) for _ in range(3)]
+        own = [(hit.hash_seconds, hit.lookup_seconds) for hit in hits]
+        assert not made.hit
+        assert min(map(min, own)) > 1e-5
+        assert cache.stats().seconds_saved == pytest.approx(2 * 2.0 - sum(map(sum, own)), abs=2e-6)
+
+
 def test_caches_on_one_folder_add_to_the_same_counters(tmp_path: Path) -> None:
     one = EncodingCache(tmp_path, "f", size_limit=LIMIT)
     other = EncodingCache(tmp_path, "f", size_limit=LIMIT)

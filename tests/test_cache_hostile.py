@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import sqlite3
 from collections.abc import Callable
@@ -199,6 +200,29 @@ def test_a_cache_of_another_program_is_set_aside_and_not_destroyed(
         assert con.execute("SELECT COUNT(*) FROM Cache").fetchone() == (1,)
     assert len(warnings_of(caplog)) == 1
     assert "was set aside as cache.db.rejected, and a new one is begun: its " in warnings_of(caplog)[0]
+
+
+def test_what_was_set_aside_counts_and_goes_when_the_cache_is_cleared(tmp_path: Path) -> None:
+    with diskcache.Cache(tmp_path, disk_min_file_size=2**20) as theirs:
+        theirs["theirs"] = os.urandom(500_000)
+    rejected = tmp_path / "cache.db.rejected"
+    with EncodingCache(tmp_path, "f", size_limit=LIMIT) as cache:
+        cache.get_or_encode(noise(1), CountingEncoder())
+        size = rejected.stat().st_size
+        assert cache.stats().bytes > size
+        assert cache.clear() == 1
+        assert not rejected.exists()
+        assert cache.stats().bytes < size
+
+
+def test_a_folder_that_was_set_aside_is_left_where_it_is_when_the_cache_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / "cache.db").mkdir()
+    (tmp_path / "cache.db" / "thesis.txt").write_text("years of work")
+    with EncodingCache(tmp_path, "f", size_limit=LIMIT) as cache:
+        cache.get_or_encode(noise(1), CountingEncoder())
+        assert cache.clear() == 1
+        assert cache.stats().problem is None
+    assert (tmp_path / "cache.db.rejected" / "thesis.txt").exists()
 
 
 def test_the_disk_refuses_everything_but_text_keys_and_bytes(tmp_path: Path) -> None:

@@ -82,6 +82,31 @@ def test_retries_become_rarer_while_the_trouble_lasts(tmp_path: Path, monkeypatc
     assert gaps == [10, 20, 40, 80, 160, 300, 300, 300, 300, 300]
 
 
+def test_retries_are_frequent_again_once_the_cache_has_taken_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def seconds_of_trouble(cache: EncodingCache, ends_at: float) -> float:
+        nonlocal now
+        began = now
+        (tmp_path / "cache").write_text("in the way")
+        while cache.stats().problem is not None or now == began:
+            now += 1
+            if now == ends_at:
+                (tmp_path / "cache").unlink()
+        return now - began
+
+    (tmp_path / "cache").write_text("in the way")
+    with EncodingCache(tmp_path / "cache", "f", size_limit=LIMIT, retry_seconds=10) as cache:
+        assert seconds_of_trouble(cache, ends_at=1100) == 10 + 20 + 40 + 80
+        assert_serves(cache, 1, hit=False)
+        assert_serves(cache, 1, hit=True)
+        shutil.rmtree(tmp_path / "cache")
+        assert seconds_of_trouble(cache, ends_at=now + 5) == 10
+
+
 def test_a_folder_that_is_removed_while_running_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with EncodingCache(tmp_path / "cache", "f", size_limit=LIMIT) as cache:
         assert_serves(cache, 1, hit=False)

@@ -49,6 +49,13 @@ def test_the_pause_is_the_one_asked_for_whatever_silence_the_passages_have(inner
     assert np.flatnonzero(made)[-1] < len(made) - RATE * 0.49
 
 
+def test_the_silence_before_each_of_many_passages_is_cut():
+    parts = [np.concatenate((silence(0.25), tone(0.5))) for _ in range(4)]
+    loud = np.flatnonzero(np.abs(join(parts, [0.35] * 4)) > 0.02)
+    gaps = np.diff(loud) / RATE
+    assert gaps[gaps > 0.1] == pytest.approx([0.35] * 3, abs=0.03)
+
+
 def test_more_silence_than_is_cut_makes_the_pause_longer_but_nothing_is_held_back_for_ever():
     first, second = np.concatenate((tone(1), silence(1.0))), np.concatenate((silence(1.0), tone(1)))
     assert gap(join([first, second], [0.35, 0.0])) == pytest.approx(2.0 - 2 * MOST_QUIET_SECONDS, abs=0.1)

@@ -93,13 +93,15 @@ class FolderKeeper:
                 self._write_failed(store, error)
 
     def clear(self) -> int:
-        """Remove all entries, and a database that was set aside; return how many entries there were."""
+        """Remove all entries, and a file that was set aside (a folder may hold anything); return how many entries."""
         store = self._writable_store()
         if store is None:
             return 0
         try:
             count = store.empty()
-            (self.folder / REJECTED).unlink(missing_ok=True)
+            rejected = self.folder / REJECTED
+            if not rejected.is_dir():
+                rejected.unlink(missing_ok=True)
         except STORAGE_ERRORS as error:
             self._write_failed(store, error)
             return 0
