@@ -6,11 +6,14 @@ StepAudioError
 │   ├── TooLarge          more bytes than are taken
 │   └── Unreadable        bytes that are no sound
 ├── WeightsError      the operator can fix it: the message names the file and its folder
+│   └── HubError          the hub cannot be reached, or does not give what is asked of it (transfer.py)
 ├── GenerationError   nothing came out of the models; trying again may help
 │   └── OutOfMemory       the machine's memory did not suffice for this request
 ├── Busy              the queue is full; try again later
 │   └── ShuttingDown      the program takes no more work
-└── Cancelled         the user, or a closed connection, stopped the job
+├── Cancelled         the user, or a closed connection, stopped the job
+├── NotReady          the models are not loaded yet, or could not be (api/errors.py)
+└── TookTooLong       the request was not done within the time that one may take (api/errors.py)
 
 Messages are whole sentences for the person who reads the page. Exceptions of other libraries are
 translated where they are met, ``from`` the original.

@@ -1,4 +1,7 @@
-"""A weights folder becomes a Pipeline: the only module that knows the names of the files in it."""
+"""A weights folder becomes a Pipeline: which part is made of which of its files, and where it runs.
+
+A part that is given a folder knows the names in it itself: see prompts.py, vocoder and encoder/funasr_folder.py.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from stepaudio import device
 from stepaudio.asr import Transcriber, load_transcriber
 from stepaudio.cache import EncodingCache
 from stepaudio.device import Runtime
+from stepaudio.encoder import funasr_folder
 from stepaudio.encoder.engines import TORCH, LinguisticChoice, engine_words, load_chosen
 from stepaudio.encoder.fingerprint import encoder_fingerprint, file_states, preprocessing_constants
 from stepaudio.encoder.paraformer import LinguisticEncoder
@@ -26,7 +30,7 @@ from stepaudio.llm.generate import SpeechLM
 from stepaudio.llm.loading import is_packed, load_step1
 from stepaudio.orders import Limits
 from stepaudio.pipeline import Pipeline
-from stepaudio.prompts import PromptBuilder, SpeechTokenizer, layout_of
+from stepaudio.prompts import TOKENIZER_FILE, PromptBuilder, SpeechTokenizer, layout_of
 from stepaudio.settings import Settings
 from stepaudio.verbalise import verbaliser
 from stepaudio.vocoder.config import read_config
@@ -36,8 +40,7 @@ from stepaudio.weights import BNB_INT8, BNB_NF4, WeightsFolder, choose_weights
 log = logging.getLogger(__name__)
 
 CENTROIDS, S3_ONNX, CAMPPLUS = "linguistic_tokenizer.npy", "speech_tokenizer_v1.onnx", "campplus.onnx"
-TOKENIZER_MODEL = "tokenizer.model"
-FUNASR_FILES = ("config.yaml", "model.pt", "am.mvn")
+FUNASR_FILES = (funasr_folder.CONFIG, funasr_folder.WEIGHTS, funasr_folder.CMVN)
 ENCODINGS = "encodings"
 BNB_KINDS: dict[str, Kind] = {BNB_INT8: "int8", BNB_NF4: "nf4"}
 
@@ -147,7 +150,7 @@ def load_linguistic_encoder(weights: WeightsFolder, runtime: Runtime, choice: Li
 
 def load_language_model(weights: WeightsFolder, settings: Settings, runtime: Runtime) -> tuple[PromptBuilder, SpeechLM]:
     """Return the prompt builder and the language model, which share one tokenizer."""
-    tokenizer = SpeechTokenizer.load(weights.editx / TOKENIZER_MODEL)
+    tokenizer = SpeechTokenizer.load(weights.editx / TOKENIZER_FILE)
     prompts = PromptBuilder(tokenizer, layout_of(weights.editx), markers=settings.prompt_markers)
     kind = BNB_KINDS.get(weights.variant)
     # What bitsandbytes packs is read into the CPU's memory, so that a GPU needs room for the packed weights alone.

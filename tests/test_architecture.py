@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from stepaudio import errors
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "stepaudio"
 
@@ -109,6 +111,21 @@ def test_everything_is_caught_in_one_place_only():
     assert [place.split(":")[0] for place in matching(r"except( Exception| BaseException)?\s*(as \w+)?:")] == [
         "stepaudio/web/handlers.py"
     ]
+
+
+def test_the_tree_of_errors_names_every_kind():
+    classes = {
+        node.name: {base.id for base in node.bases if isinstance(base, ast.Name)}
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    kinds, found = set(), {"StepAudioError"}
+    while found - kinds:
+        kinds |= found
+        found = {name for name, bases in classes.items() if bases & kinds}
+    assert kinds - set(re.findall(r"\w+", errors.__doc__ or "")) == set()
+    assert {"HubError", "TookTooLong", "OutOfMemory"} < kinds
 
 
 def test_importing_the_package_has_no_effect():

@@ -19,9 +19,9 @@ from stepaudio.encoder.s3 import SemanticEncoder
 from stepaudio.encoder.speaker import SpeakerEncoder
 from stepaudio.llm.generate import SpeechLM
 from stepaudio.llm.loading import load_step1
-from stepaudio.loading import CAMPPLUS, S3_ONNX, TOKENIZER_MODEL, load_engine
+from stepaudio.loading import CAMPPLUS, S3_ONNX, load_engine
 from stepaudio.pipeline import Pipeline
-from stepaudio.prompts import PromptBuilder, SpeechTokenizer, layout_of
+from stepaudio.prompts import TOKENIZER_FILE, PromptBuilder, SpeechTokenizer, layout_of
 from stepaudio.settings import Settings
 from stepaudio.tiny.encoder import synthetic_sound
 from stepaudio.tokens import SpeechVocabulary, interleave
@@ -67,7 +67,7 @@ class Workbench:
         """folder: where caches may be written."""
         self.weights, self.settings, self.runtime, self.folder = weights, settings, runtime, folder
         self.engine = load_engine(weights, settings, runtime)
-        self.tokenizer = SpeechTokenizer.load(weights.editx / TOKENIZER_MODEL)
+        self.tokenizer = SpeechTokenizer.load(weights.editx / TOKENIZER_FILE)
         self.prompts = PromptBuilder(self.tokenizer, layout_of(weights.editx), markers=settings.prompt_markers)
         self.model = load_step1(weights.editx, runtime.device, runtime.dtype)
         self.torch_lm, self.step_lm, self.keeping_lm = (
