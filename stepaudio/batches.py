@@ -34,7 +34,8 @@ MOST_UNFINISHED_EACH = 2
 """Batches at work: of all clients together, and of one."""
 STOP_SECONDS = 10.0
 
-State = Literal["running", "done", "cancelled"]
+State = Literal["running", "done", "cancelled", "failed"]
+"""failed: its archive could not be written."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Batch:
                 archive.writestr(MANIFEST, lines.encode("utf-8", "replace"))
             state = "cancelled" if self._stopped.is_set() else "done"
         except OSError as error:
+            state = "failed"
             log.error("The batch %s ended: its archive cannot be written (%s).", self.id[:8], error)
             self._count(Failure(0, f"The archive cannot be written: {error.strerror}."))
         finally:
@@ -204,7 +206,7 @@ class Batches:
             own = sum(batch.client == client for batch in unfinished)
             if own >= MOST_UNFINISHED_EACH or len(unfinished) >= MOST_UNFINISHED:
                 raise Busy(f"{own} batches of yours and {len(unfinished)} in all are at work already; please wait.")
-            if self._folder is None:
+            if self._folder is None or not self._folder.is_dir():  # what cleans up /tmp may have taken it
                 self._folder = Path(tempfile.mkdtemp(prefix="stepaudio-batches-"))
             batch = Batch(shared, texts, form, client, self._folder)
             self._batches[batch.id] = batch

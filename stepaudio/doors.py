@@ -12,6 +12,7 @@ from typing import Any
 from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 
+from stepaudio.api.errors import NO_ROOM
 from stepaudio.api.guard import is_api, path_of
 from stepaudio.errors import InvalidInput
 from stepaudio.tempfolder import TempFolder
@@ -98,6 +99,7 @@ class Room:
             length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
             # A body without a stated length is bounded by the limits of its route; here it counts as a small one.
             needed = int(length) if length.isdigit() else SMALL_BODY
+            self._folder.restore()
             if needed >= SMALL_BODY:
                 receive = self._with_room(receive, needed)
         return await self._app(scope, receive, send)
@@ -109,8 +111,7 @@ class Room:
         async def receiving() -> Message:
             nonlocal made
             if not made and not await asyncio.to_thread(self._folder.make_room, needed):
-                message = "There is no room for more uploads at the moment; please try again in some minutes."
-                raise HTTPException(507, message, headers={"Retry-After": "60"})
+                raise HTTPException(507, NO_ROOM, headers={"Retry-After": "60"})
             made = True
             return await receive()
 

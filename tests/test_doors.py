@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -160,6 +161,40 @@ def test_a_link_in_its_place_is_not_followed(tmp_path):
     with pytest.raises(StepAudioError, match="cannot be made"), TempFolder.opened(str(tmp_path), 7, MEGABYTE):
         pass
     assert victim.exists()
+
+
+def test_two_servers_of_one_port_have_a_folder_each(tmp_path):
+    with TempFolder.opened(str(tmp_path), 7, MEGABYTE) as first:
+        upload = old(first.path / "upload.wav", 10)
+        with TempFolder.opened(str(tmp_path), 7, MEGABYTE) as second:
+            assert second.path != first.path
+            assert stat.S_IMODE(second.path.stat().st_mode) == 0o700
+        assert upload.exists()
+        assert not second.path.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_something_removed_is_made_again_before_a_body_is_read(tmp_path, caplog):
+    with TempFolder.opened(str(tmp_path), 7, MEGABYTE) as folder:
+        client = TestClient(Room(APP, folder))
+        shutil.rmtree(folder.path)
+        assert client.post("/stream", content=b"small").status_code == 200
+        assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+        assert "was removed by something else" in caplog.text
+        caplog.clear()
+        client.post("/stream", content=b"small")
+        assert caplog.text == ""
+
+
+def test_a_full_disk_is_no_room_either(tmp_path, monkeypatch):
+    result = old(tmp_path / "result", 40)
+    folder = TempFolder(tmp_path, 1000)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=20))
+    assert not folder.make_room(61)
+    assert result.exists()
+    assert folder.make_room(50)
+    assert not result.exists()
 
 
 def test_the_oldest_files_make_room_and_fresh_ones_stay(tmp_path):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from stepaudio.api.common import SPEECH_ALIASES, check_model, client_of, in_voice
 from stepaudio.api.errors import documented, error_response
 from stepaudio.api.options import MOST_TEXT, Format, RunOptions
-from stepaudio.batches import Batch, Batches
+from stepaudio.batches import Batch, Batches, State
 from stepaudio.errors import InvalidInput, NotFound
 from stepaudio.service import CloneRequest, Service
 
@@ -54,7 +54,7 @@ class BatchObject(BaseModel):
 
     id: str
     object: Literal["stepaudio.batch"] = "stepaudio.batch"
-    status: Literal["running", "done", "cancelled"]
+    status: State
     total: int
     done: int
     failed: int

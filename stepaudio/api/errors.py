@@ -100,6 +100,8 @@ _OF_STATUS = {
     507: ("server_error", "no_room"),
 }
 
+NO_ROOM = "There is no room for more uploads at the moment; please try again in some minutes."
+
 _KIND = re.compile(r"(constrained|function)-.+|str|[A-Z]\w*")
 """What pydantic calls a kind that a field may have; no field has such a name."""
 
@@ -208,6 +210,10 @@ def add_handlers(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(HTTPException)
     def other(request: Request, error: HTTPException) -> Response:
+        disk = error.__cause__
+        if isinstance(disk, OSError):  # FastAPI says of anything that ends the reading of a body that it is malformed
+            log.warning("What a client sent cannot be kept: %s.", disk.strerror or disk)
+            return error_response(507, NO_ROOM, *_OF_STATUS[507], headers={"Retry-After": "60"})
         kind, code = _OF_STATUS.get(error.status_code, ("invalid_request_error", "invalid_request"))
         headers = dict(error.headers or {})
         return error_response(error.status_code, _printable(str(error.detail)), kind, code, headers=headers)

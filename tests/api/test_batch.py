@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from stepaudio import batches as batching
 from stepaudio.audiofile import encode_wav
-from stepaudio.batches import Batches
+from stepaudio.batches import Batch, Batches
 from stepaudio.errors import NotFound
 from stepaudio.service import CloneRequest
 from stepaudio.types import SamplingParams
@@ -157,6 +158,27 @@ def test_batches_are_removed_after_an_hour_and_with_the_program(service, ada):
     assert folder.is_relative_to(Path(tempfile.gettempdir()))
     made.close()
     assert not folder.exists()
+
+
+def test_a_batch_whose_archive_cannot_be_written_has_failed_and_the_next_has_a_new_folder(service, ada, caplog):
+    made = Batches(service, most_bytes=2**30)
+    shared = CloneRequest(voice=ada, text="", sampling=SamplingParams(seed=1), flow_steps=1, max_seconds=0.12)
+    first = made.begin(shared, ["One."], "wav", "me")
+    first.wait(30)
+    folder = first.archive.parent
+    shutil.rmtree(folder)
+    folder.touch()  # where there is a file, none can be written below it
+    lost = Batch(shared, ["Two."], "wav", "me", folder)
+    lost.start(service, lambda: 2**30)
+    lost.wait(30)
+    assert lost.progress.state == "failed"
+    assert "cannot be written" in lost.progress.failures[0].error
+    assert "its archive cannot be written" in caplog.text
+    again = made.begin(shared, ["Three."], "wav", "me")
+    again.wait(30)
+    assert again.progress.state == "done"
+    assert again.archive.exists()
+    made.close()
 
 
 def test_an_archive_that_had_to_make_room_is_told_so(client, service, begin, monkeypatch):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import tempfile
 import time
 
 import httpx
@@ -50,6 +53,18 @@ def test_what_cannot_be_a_voice_is_told_and_nothing_is_saved(client, service, fo
     assert answer.status_code == status
     assert expected in told(answer)["message"]
     assert not [voice for voice in service.voices.list() if voice.name == "Bob"]
+
+
+def test_a_full_temporary_disk_is_the_servers_fault_and_is_told_so(client, monkeypatch, caplog):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", full)
+    with caplog.at_level(logging.WARNING, "stepaudio"):
+        answer = client.post("/v1/voices", data=FORM, files={"audio": ("b.wav", bytes(1_200_000))})
+    assert (answer.status_code, told(answer)["code"]) == (507, "no_room")
+    assert answer.headers["retry-after"] == "60"
+    assert "cannot be kept: No space left on device" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["x", "0" * 16, "..%2f..%2fetc%2fpasswd", "%00", "a" * 500])
