@@ -226,7 +226,7 @@ class CloneTab:
     def _facts(self, text: str | None, tag: str | None, language: Language) -> str:
         """Return how long the text is, with the tag of its language, in characters and in seconds.
 
-        Of one that is too long only that is told: to look further at a whole book takes a minute.
+        Of one that is too long only that is told: to look further at a whole book takes seconds.
         """
         text = f"{tag or ''}{text}" if (text or "").strip() else text or ""
         count, limit = len(text), self._desk.service.settings.max_text_characters
@@ -238,7 +238,7 @@ class CloneTab:
 
     def _pieces(self, text: str, language: Language) -> str:
         """Return how a long text will be split, so that this is seen before the time for it is spent."""
-        found = passages(text, self._desk.service.settings.passage_seconds) if text.strip() else []
+        found = passages(text, self._desk.service.settings.passage_seconds, tasks.LANGUAGE_TAGS)
         if len(found) < 2:
             return ""
         items = "".join(f"<li>{escape(piece.text)}</li>" for piece in found)
