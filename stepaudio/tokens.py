@@ -39,8 +39,6 @@ PAD_LINGUISTIC = LINGUISTIC_CODES
 SEMANTIC_ROW_OFFSET = 1
 """The vocoder's semantic table begins one entry after the numbers: row value = N + 1."""
 
-_UPSTREAM_PADDING = (0, 0, 0, LINGUISTIC_CODES, LINGUISTIC_CODES, LINGUISTIC_CODES)
-
 
 @dataclass(frozen=True)
 class SpeechVocabulary:
@@ -93,14 +91,6 @@ def interleave(linguistic: npt.ArrayLike, semantic: npt.ArrayLike) -> SpeechToke
     return SpeechTokens(numbers.reshape(-1))  # (5 * groups,)
 
 
-def deinterleave(tokens: SpeechTokens) -> tuple[IntArray, IntArray]:
-    """Return (linguistic (2 * groups,), semantic (3 * groups,)) int64: the inverse of interleave."""
-    table = _groups(tokens.numbers)  # (groups, 5)
-    linguistic = table[:, :LINGUISTIC_PER_GROUP].reshape(-1).copy()
-    semantic = table[:, LINGUISTIC_PER_GROUP:].reshape(-1) - LINGUISTIC_CODES
-    return linguistic, semantic
-
-
 def rows(numbers: npt.ArrayLike) -> IntArray:
     """Return the vocoder's rows int64 (3 * groups, 2) of whole groups (5 * groups,).
 
@@ -118,34 +108,6 @@ def cut_to_groups(numbers: npt.ArrayLike) -> IntArray:
     """Return the whole groups int64 (5 * groups,) at the beginning of ``numbers``; a ragged end is dropped."""
     array = np.asarray(numbers, dtype=np.int64).reshape(-1)
     return array[: len(array) // GROUP * GROUP].copy()
-
-
-def pad_to_groups_as_upstream(numbers: npt.ArrayLike) -> IntArray:
-    """Return ``numbers`` with its ragged end completed by the official code's filler.
-
-    Kept to compare rows() with recordings of the official code. The product cuts instead: the filler sounds
-    as up to 120 ms of junk.
-    """
-    array = np.asarray(numbers, dtype=np.int64).reshape(-1)
-    remainder = len(array) % GROUP
-    if remainder == 0:
-        return array.copy()
-    filler = np.asarray(_UPSTREAM_PADDING[-(GROUP - remainder) :], dtype=np.int64)
-    return np.concatenate([array, filler])
-
-
-def legal_numbers(phase: int) -> range:
-    """Return the numbers that may stand at place ``phase`` (0..4) of a group."""
-    return range(LINGUISTIC_CODES) if _is_linguistic(phase) else range(LINGUISTIC_CODES, AUDIO_NUMBERS)
-
-
-def obeys_cycle(numbers: npt.ArrayLike) -> bool:
-    """Return whether every number is legal at its place of the cycle, the first one standing at phase 0."""
-    array = np.asarray(numbers, dtype=np.int64).reshape(-1)
-    linguistic = np.arange(len(array)) % GROUP < LINGUISTIC_PER_GROUP
-    low = np.where(linguistic, 0, LINGUISTIC_CODES)
-    high = np.where(linguistic, LINGUISTIC_CODES, AUDIO_NUMBERS)
-    return bool(np.all((low <= array) & (array < high)))
 
 
 def _is_linguistic(phase: int) -> bool:

@@ -18,8 +18,9 @@ from stepaudio.llm.network import Decoder
 from stepaudio.llm.step import DecodeState, Step
 from stepaudio.prompts import SpeechTokenizer
 from stepaudio.tiny.llm import write_llm
-from stepaudio.tokens import SpeechVocabulary, obeys_cycle
+from stepaudio.tokens import SpeechVocabulary
 from stepaudio.types import SamplingParams
+from tests.token_kit import obeys_cycle
 
 CPU = torch.device("cpu")
 PROMPT = list(range(330, 390))
@@ -240,13 +241,6 @@ def test_a_vocabulary_with_fewer_codes_speaks_only_those(tiny: Tiny) -> None:
     numbers = generate(SpeechLM(tiny.model, small), max_tokens=100).tokens.numbers.reshape(-1, 5)
     assert 0 <= numbers[:, :2].min() <= numbers[:, :2].max() < 20
     assert 1024 <= numbers[:, 2:].min() <= numbers[:, 2:].max() < 1054
-
-
-def test_warm_runs_without_a_trace(tiny: Tiny) -> None:
-    lm = tiny.lm()
-    before = generate(lm, 5).tokens.numbers
-    lm.warm()
-    assert np.array_equal(generate(lm, 5).tokens.numbers, before)
 
 
 def different_prompts(count: int) -> list[list[int]]:

@@ -276,6 +276,13 @@ def test_warming_touches_neither_the_cache_nor_its_counters(pipeline):
     assert (stats.entries, stats.hits, stats.misses) == (0, 0, 0)
 
 
+def test_warming_leaves_no_trace_in_what_is_spoken(pipeline, reference):
+    before = pipeline.clone(reference, "Hello.", SEED, **SHORT)
+    pipeline.warm()
+    after = pipeline.clone(reference, "Hello.", SEED, **SHORT)
+    assert np.array_equal(after.waveform.samples, before.waveform.samples)
+
+
 def test_a_changed_encoder_file_misses(make_engine, tiny_weights, tmp_path, reference):
     import shutil
 

@@ -14,8 +14,9 @@ from stepaudio.llm.generate import SpeechLM
 from stepaudio.llm.loading import load_step1
 from stepaudio.prompts import ControlIds, PromptBuilder, SpeechTokenizer
 from stepaudio.tiny.llm import write_llm
-from stepaudio.tokens import interleave, obeys_cycle
+from stepaudio.tokens import interleave
 from stepaudio.types import SamplingParams, Task, Waveform
+from tests.token_kit import obeys_cycle
 
 FILES = {
     "config.json",

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from stepaudio.errors import Cancelled
-from stepaudio.tokens import pad_to_groups_as_upstream, rows
+from stepaudio.tokens import rows
 from stepaudio.vocoder.dit import Modulation
 from stepaudio.vocoder.flow import schedule
+from tests.token_kit import pad_to_groups_as_upstream
 from tests.vocoder_recordings import MEL, STAGE, Recordings, assert_close, first_outputs
 
 

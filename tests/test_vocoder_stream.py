@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stepaudio.errors import Cancelled, GenerationError, InvalidInput
 from stepaudio.tiny.vocoder import write_vocoder
-from stepaudio.tokens import GROUP, pad_to_groups_as_upstream, rows
+from stepaudio.tokens import GROUP, rows
 from stepaudio.vocoder.conformer import relative_positions
 from stepaudio.vocoder.hift import HiFT
 from stepaudio.vocoder.lane import Lane
@@ -24,6 +24,7 @@ from stepaudio.vocoder.stream import StreamConfig, VocoderStream, Voice
 from stepaudio.vocoder.vocoder import Vocoder, load_vocoder
 from tests.test_vocoder_bigvgan import write_bigvgan
 from tests.test_vocoder_hift import phase_as_recorded
+from tests.token_kit import pad_to_groups_as_upstream
 from tests.vocoder_recordings import MEL, SOUND, STAGE, Recordings, assert_close, speech, voice_of
 
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ import torch
 
 from stepaudio.errors import Cancelled, GenerationError, InvalidInput, WeightsError
 from stepaudio.tiny.vocoder import write_vocoder
-from stepaudio.tokens import pad_to_groups_as_upstream
 from stepaudio.types import SpeechTokens, Waveform
 from stepaudio.vocoder.noise import FLOW_NOISE, SOURCE_NOISE, draw_noise
 from stepaudio.vocoder.vocoder import FlowOrder, Vocoder, _side_by_side, load_vocoder
+from tests.token_kit import pad_to_groups_as_upstream
 from tests.vocoder_recordings import MEL, Recordings, assert_close, speech, voice_of
 
 CPU = torch.device("cpu")

@@ -36,9 +36,6 @@ _LOOK_EVERY_ELSEWHERE = 2 * GROUP
 _READ_AT_ONCE = 4096
 """Positions of several prompts that are read side by side, filling included; at full size they take half a gigabyte."""
 
-_WARM_PROMPT = 16
-_WARM_GROUPS = 2
-
 
 class CausalLM(Protocol):
     """What is needed of a model: its decoder and its head."""
@@ -240,11 +237,6 @@ class SpeechLM:
         told = zip(prompts, seeds, max_tokens, [0] * len(prompts) if shared is None else shared, strict=True)
         requests = [_Request(number, tuple(prompt), *rest) for number, (prompt, *rest) in enumerate(told)]
         return self._generate(requests, params, _Listeners(progress, should_stop, on_numbers))
-
-    def warm(self) -> None:
-        """Generate a little, so that the first request finds everything compiled and allocated."""
-        prompt = [self._vocabulary.linguistic.start] * _WARM_PROMPT
-        self.generate(prompt, SamplingParams(), seed=0, max_tokens=_WARM_GROUPS * GROUP)
 
     def forget(self) -> None:
         """Let go of what only saves time: the beginnings of prompts, and the room in which requests decode."""
