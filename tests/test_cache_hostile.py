@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import sqlite3
@@ -16,7 +15,7 @@ import pytest
 from stepaudio.cache import EncodingCache
 from stepaudio.cache.opening import SCHEMA_DIGEST, schema_digest
 from stepaudio.cache.store import BytesDisk, ForeignData, Store
-from tests.cache_kit import LIMIT, CountingEncoder, assert_same, encoding_of, noise
+from tests.cache_kit import LIMIT, CountingEncoder, assert_same, encoding_of, noise, warnings_of
 
 Open = Callable[[], EncodingCache]
 
@@ -50,10 +49,6 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
         return Path.touch, (self._marker,)
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def assert_replaced(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

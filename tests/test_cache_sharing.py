@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sqlite3
@@ -18,11 +17,16 @@ import pytest
 from stepaudio.cache import EncodingCache
 from stepaudio.cache.container import unpack
 from stepaudio.types import EncodedReference, Waveform
-from tests.cache_kit import LIMIT, CountingEncoder, assert_same, bytes_on_disk, encoding_of, noise, start_python
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+from tests.cache_kit import (
+    LIMIT,
+    CountingEncoder,
+    assert_same,
+    bytes_on_disk,
+    encoding_of,
+    noise,
+    start_python,
+    warnings_of,
+)
 
 
 def at_once(count: int, call: Callable[[int], object]) -> list[object]:

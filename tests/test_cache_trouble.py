@@ -16,13 +16,18 @@ from pathlib import Path
 import pytest
 
 from stepaudio.cache import EncodingCache
-from tests.cache_kit import LIMIT, CountingEncoder, assert_same, bytes_on_disk, encoding_of, noise, start_python
+from tests.cache_kit import (
+    LIMIT,
+    CountingEncoder,
+    assert_same,
+    bytes_on_disk,
+    encoding_of,
+    noise,
+    start_python,
+    warnings_of,
+)
 
 NOBODY = 65534
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def assert_serves(cache: EncodingCache, seed: int, *, hit: bool, within: float = 3) -> None:
