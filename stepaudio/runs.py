@@ -16,13 +16,11 @@ KEPT = 200
 
 @dataclass(frozen=True)
 class Run:
-    """One finished request. total, waited and first_sound in seconds; first_sound None where nothing was streamed."""
+    """One finished request. total and first_sound in seconds; first_sound None where nothing was streamed."""
 
     label: str
     hit: bool
     total: float
-    waited: float
-    audio_seconds: float
     rtf: float
     first_sound: float | None
 
@@ -46,14 +44,12 @@ class RunHistory:
         self._runs: deque[Run] = deque(maxlen=KEPT)
         self._lock = threading.Lock()
 
-    def add(self, label: str, synthesis: Synthesis, waited: float) -> None:
-        """Remember a finished request and how long it waited in the queue."""
+    def add(self, label: str, synthesis: Synthesis) -> None:
+        """Remember a finished request."""
         run = Run(
             label,
             synthesis.cache_hit,
             synthesis.timings.total,
-            waited,
-            synthesis.waveform.seconds,
             synthesis.rtf,
             synthesis.first_sound,
         )

@@ -358,7 +358,7 @@ class Service:
             request_block(synthesis, waited=waited, further=further),
             extra={"facts": request_record(request.label, synthesis, waited=waited, further=further)},
         )
-        self.runs.add(request.label, synthesis, waited)
+        self.runs.add(request.label, synthesis)
         self.metrics.made(request.label, made, waited)
         takes = [CloneResult(*take) for take in zip(made, wavs, strict=True)]
         return replace(takes[0], further=tuple(takes[1:]))

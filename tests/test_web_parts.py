@@ -163,8 +163,8 @@ def test_levels_are_matched_to_the_quieter_whatever_silence_is_around_it():
 def test_runs_are_summed_up_by_kind_with_median_and_95th_percentile():
     history = RunHistory()
     for total in range(1, 102):
-        history.add("Clone", made(float(total), hit=True, first=total / 10), 0.5)
-    history.add("Edit", made(3.0), 0.0)
+        history.add("Clone", made(float(total), hit=True, first=total / 10))
+    history.add("Edit", made(3.0))
     clone, edit = history.summaries()
     assert (clone.label, clone.hit, clone.count, clone.total) == ("Clone", True, 101, (51.0, 96.0))
     assert clone.rtf == (pytest.approx(25.5), pytest.approx(48.0))
@@ -178,7 +178,7 @@ def test_runs_are_summed_up_by_kind_with_median_and_95th_percentile():
 def test_no_more_runs_are_remembered_than_told():
     history = RunHistory()
     for _ in range(KEPT + 5):
-        history.add("Clone", made(), 0.0)
+        history.add("Clone", made())
     assert len(history.runs()) == KEPT
 
 
