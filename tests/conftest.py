@@ -90,3 +90,17 @@ def make_engine(tiny_weights, tmp_path):
     yield make
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture
+def service(make_engine, tmp_path):
+    """A service whose tiny models are loaded."""
+    from stepaudio.service import Service
+    from stepaudio.settings import Settings
+
+    engine = make_engine()
+    running = Service(Settings(cache_dir=tmp_path / "cache"), lambda: engine)
+    running.start()
+    assert running.wait_until_decided(120) == "ready"
+    yield running
+    running.close()

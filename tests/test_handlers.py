@@ -25,17 +25,6 @@ from stepaudio.web.sessions import SessionJobs
 from stepaudio.web.tables import run_summary
 from tests.conftest import voice
 
-
-@pytest.fixture
-def service(make_engine, tmp_path):
-    engine = make_engine()
-    running = Service(Settings(cache_dir=tmp_path / "cache"), lambda: engine)
-    running.start()
-    assert running.wait_until_decided(120) == "ready"
-    yield running
-    running.close()
-
-
 KNOBS = {
     "new_seed": False,
     "seed": 3,

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from stepaudio import device, memory
 from stepaudio.errors import OutOfMemory, WeightsError
 from stepaudio.feed import SoundFeed
-from stepaudio.service import Service
 from stepaudio.settings import Settings
 from stepaudio.types import Task, Waveform
 from stepaudio.weights import choose_weights
@@ -182,16 +181,6 @@ class Short:
             return real(*given, **named)
 
         monkeypatch.setattr(owner, name, method)
-
-
-@pytest.fixture
-def service(make_engine, tmp_path):
-    engine = make_engine()
-    running = Service(Settings(cache_dir=tmp_path / "cache"), lambda: engine)
-    running.start()
-    assert running.wait_until_decided(120) == "ready"
-    yield running
-    running.close()
 
 
 @pytest.fixture

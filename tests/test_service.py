@@ -23,16 +23,6 @@ EDIT_LINE = FIXED_LINES["clone"].replace("Clone:  ", "Edit:   ")
 
 
 @pytest.fixture
-def service(make_engine, tmp_path):
-    engine = make_engine()
-    running = Service(Settings(cache_dir=tmp_path / "cache"), lambda: engine)
-    running.start()
-    assert running.wait_until_decided(120) == "ready"
-    yield running
-    running.close()
-
-
-@pytest.fixture
 def audio() -> bytes:
     return encode_wav(voice(1.0))
 
