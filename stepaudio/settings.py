@@ -76,7 +76,8 @@ class Settings(BaseSettings):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the networks run")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="precision of the language model; auto: bfloat16 on a GPU that has it, else float32"
+        "auto",
+        description="precision of the language model; auto: bfloat16 on a GPU, if need be emulated, else float32",
     )
     variant: Literal["auto", "base", "awq", "bnb-int8", "bnb-nf4"] = Field(
         "auto",
