@@ -15,7 +15,7 @@ from stepaudio.web.uploads import take_uploads_only
 
 
 def build_page(service: Service, **page: Any) -> gr.Blocks:
-    """Return the page over a service, as api.py mounts it."""
+    """Return the page over a service, as api/app.py mounts it."""
     blocks = Page(service, **page).build()
     take_uploads_only(blocks)
     return blocks
