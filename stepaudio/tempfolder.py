@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from stepaudio.cache.lock import FileLock
 from stepaudio.errors import StepAudioError
+from stepaudio.locks import ProcessLock
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def _free(base: Path, held: ExitStack) -> Path:
     """Return the first of base, base-2, ... that no other process has, and hold it; base, where nothing can be held."""
     for number in range(1, MOST_FOLDERS + 1):
         path = base if number == 1 else base.with_name(f"{base.name}-{number}")
-        lock = held.enter_context(FileLock(path.with_name(f"{path.name}.lock"), wait_seconds=0.0))
+        lock = held.enter_context(ProcessLock(path.with_name(f"{path.name}.lock"), wait_seconds=0.0))
         if lock.held:
             return path
         if not lock.waited:

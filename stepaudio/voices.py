@@ -31,9 +31,9 @@ from typing import IO, Any
 
 from stepaudio import text as texts
 from stepaudio.audiofile import encode_float_wav
-from stepaudio.cache.lock import FileLock
 from stepaudio.errors import Busy, InvalidInput, NotFound, StepAudioError
 from stepaudio.files import write_whole
+from stepaudio.locks import ProcessLock
 from stepaudio.settings import Settings
 from stepaudio.types import Waveform
 
@@ -237,7 +237,7 @@ class VoiceFolder:
         """Hold the folder's lock, so that two writers never undo each other; what a killed one left is removed."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / "lock", LOCK_SECONDS) as lock:
+            with ProcessLock(self.folder / "lock", LOCK_SECONDS) as lock:
                 if lock.waited and not lock.held:
                     raise Busy("Another program is changing the saved voices; please try again in a minute.")
                 for left in self.folder.glob(".*.part") if lock.held else ():

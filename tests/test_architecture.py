@@ -17,11 +17,11 @@ PACKAGE = ROOT / "stepaudio"
 
 # A module may import from lower layers and from its own package: so there is no cycle. A package counts as one name.
 LAYERS = [
-    {"types", "errors", "torchaudio_compat", "threads", "cgroups"},
+    {"types", "errors", "torchaudio_compat", "threads", "cgroups", "locks"},
     {"audio", "features", "tokens", "tasks", "timing", "settings", "log", "text", "verbalise", "joining", "cores"},
-    {"device", "audiofile", "files"},
+    {"device", "audiofile", "files", "tempfolder"},
     {"audiostream", "prompts", "cache", "encoder", "llm", "vocoder", "report", "transfer"},
-    {"tiny", "hub", "tempfolder"},
+    {"tiny", "hub"},
     {"snapshot"},
     {"download"},
     {"orders", "speech_stream", "weights", "asr", "metrics"},

@@ -4,7 +4,6 @@ encodings.py   EncodingCache: key, single flight, counters; read this first
 folder.py      the folder's health: whatever goes wrong there costs speed, never a request
 store.py       diskcache with our own Disk, eviction by bytes, the check of a database we did not write
 container.py   one entry as bytes
-lock.py        locks between processes
 tally.py       hits, misses and seconds saved, kept across restarts
 """
 

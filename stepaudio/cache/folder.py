@@ -16,10 +16,10 @@ from pathlib import Path
 import diskcache
 from diskcache.core import DBNAME
 
-from stepaudio.cache.lock import LOCKS, FileLock
 from stepaudio.cache.opening import REJECTED, fetch_read_only, is_damage, open_store, put_away_if_same
-from stepaudio.cache.store import ForeignData, Store
+from stepaudio.cache.store import LOCKS, ForeignData, Store
 from stepaudio.cache.tally import Tally
+from stepaudio.locks import ProcessLock
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ class FolderKeeper:
         self._mutex = threading.RLock()
         self._opened()
 
-    def lock(self, key: str, wait_seconds: float) -> FileLock:
+    def lock(self, key: str, wait_seconds: float) -> ProcessLock:
         """Return the lock for encoding this key; nobody is waited for while results cannot be stored anyway."""
-        return FileLock(self.folder / LOCKS / key, wait_seconds if self.problem is None else 0.0)
+        return ProcessLock(self.folder / LOCKS / key, wait_seconds if self.problem is None else 0.0)
 
     def fetch(self, key: str) -> bytes | None:
         """Return the stored bytes, or None."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from diskcache.core import DBNAME
 
 from stepaudio.cache.container import MAX_BYTES
-from stepaudio.cache.lock import LOCKS, FileLock
-from stepaudio.cache.store import COUNTERS, FETCH, LOCK_SECONDS, OUR_MARK, SETTINGS, ForeignData, Store, bytes_of
+from stepaudio.cache.store import COUNTERS, FETCH, LOCK_SECONDS, LOCKS, OUR_MARK, SETTINGS, ForeignData, Store, bytes_of
+from stepaudio.locks import ProcessLock
 
 REJECTED = DBNAME + ".rejected"
 # SHA-256 over the tables, indices and triggers that diskcache 5.6.3 creates; a test compares it with a new file's.
@@ -28,7 +28,7 @@ def open_store(folder: Path, size_limit: int) -> tuple[Store, str | None]:
     folder.mkdir(parents=True, exist_ok=True)
     database = folder / DBNAME
     # One process at a time: a database that another one is just creating must not be taken for a foreign one.
-    with FileLock(folder / LOCKS / "open", 2 * LOCK_SECONDS) as lock:
+    with ProcessLock(folder / LOCKS / "open", 2 * LOCK_SECONDS) as lock:
         if lock.waited and not lock.held:
             raise TimeoutError("another process is opening it")
         _remove_stale_locks(folder / LOCKS)
@@ -50,14 +50,14 @@ def put_away_if_same(store: Store) -> str:
 
     Returns what became of it, in words. Raises OSError.
     """
-    with FileLock(store.database.parent / LOCKS / "open", 2 * LOCK_SECONDS):
+    with ProcessLock(store.database.parent / LOCKS / "open", 2 * LOCK_SECONDS):
         return _put_away(store.database) if store.in_place() else "replaced by another process"
 
 
 def _remove_stale_locks(locks: Path) -> None:
     """Remove the empty files that killed processes left behind; one whose lock is held stays."""
     for path in locks.glob("*"):
-        with FileLock(path, 0.0):
+        with ProcessLock(path, 0.0):
             pass
 
 

@@ -33,6 +33,9 @@ from diskcache.core import DBNAME, ENOVAL, MODE_RAW, UNKNOWN
 
 from stepaudio.cache.container import MAX_BYTES
 
+LOCKS = "locks"
+"""The subfolder that holds the lock files."""
+
 LOCK_SECONDS = 1.0
 # The index of the write-ahead log and the counters lie beside the database and count, too.
 _BESIDE_BYTES = 40 * 1024

@@ -9,7 +9,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepaudio.cache.lock import LOCKS, FileLock
+from stepaudio.cache.store import LOCKS
+from stepaudio.locks import ProcessLock
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Tally:
 
     def flush(self) -> None:
         """Add the fresh counts to the file. Raises OSError where it cannot be written; they are kept then."""
-        with self._mutex, FileLock(self._path.parent / LOCKS / "tally", 1.0) as lock:
+        with self._mutex, ProcessLock(self._path.parent / LOCKS / "tally", 1.0) as lock:
             if lock.waited and not lock.held:
                 return  # another process is at it; the next flush will do
             self._filed = self._read()

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepaudio.audiofile import FORMATS, check_format, encode
-from stepaudio.cache.lock import FileLock
 from stepaudio.commands import common
 from stepaudio.errors import Busy, InvalidInput, StepAudioError
 from stepaudio.files import part_of, read_file, write_whole
+from stepaudio.locks import ProcessLock
 from stepaudio.settings import Settings
 from stepaudio.types import SamplingParams
 
@@ -131,7 +131,7 @@ def run(parsed: argparse.Namespace, settings: Settings) -> int:
     batch = Batch(sampling, settings.flow_steps, parsed.max_seconds, parsed.format, parsed.output_dir)
     with batch.writing():
         batch.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(batch.folder / LOCK, 0.0) as lock:
+    with ProcessLock(batch.folder / LOCK, 0.0) as lock:
         if lock.waited and not lock.held:
             raise Busy(f"Another batch is at work in {batch.folder}; please wait for it, or end it.")
         return _run(batch, lines, settings)

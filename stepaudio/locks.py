@@ -14,15 +14,13 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-# The subfolder of a cache folder that holds the lock files.
-LOCKS = "locks"
 _POLL_SECONDS = 0.02
 
 
-class FileLock:
+class ProcessLock:
     """An exclusive lock named by a path; the file is there only while the lock is held.
 
-    ``with FileLock(path, wait_seconds) as lock`` always enters; ``lock.held`` tells whether it was obtained in
+    ``with ProcessLock(path, wait_seconds) as lock`` always enters; ``lock.held`` tells whether it was obtained in
     time and ``lock.waited`` whether somebody else held it first. Where the folder takes no lock files
     (read-only, missing, a file system without flock) it is not held and nobody is waited for.
     """
@@ -34,7 +32,7 @@ class FileLock:
         self._wait_seconds = wait_seconds
         self._file: int | None = None
 
-    def __enter__(self) -> FileLock:
+    def __enter__(self) -> ProcessLock:
         deadline = time.monotonic() + self._wait_seconds
         try:
             while not self._try():
