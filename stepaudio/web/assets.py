@@ -16,7 +16,7 @@ def css() -> str:
 
 
 def head(root_path: str) -> str:
-    """Return the elements of the page's head that load its scripts; see stream_routes.py."""
+    """Return the elements of the page's head that load its scripts; see api/stream.py."""
     return "".join(f'<script src="{root_path}/stream/{name}" defer></script>' for name in SCRIPTS)
 
 
