@@ -211,7 +211,8 @@ def add_handlers(app: FastAPI, service: Service) -> None:
     @app.exception_handler(HTTPException)
     def other(request: Request, error: HTTPException) -> Response:
         disk = error.__cause__
-        if isinstance(disk, OSError):  # FastAPI says of anything that ends the reading of a body that it is malformed
+        # FastAPI says of anything that ends the reading of a body that it is malformed.
+        if error.status_code == 400 and isinstance(disk, OSError):
             log.warning("What a client sent cannot be kept: %s.", disk.strerror or disk)
             return error_response(507, NO_ROOM, *_OF_STATUS[507], headers={"Retry-After": "60"})
         kind, code = _OF_STATUS.get(error.status_code, ("invalid_request_error", "invalid_request"))
