@@ -10,6 +10,7 @@ import pytest
 from stepaudio import tasks
 from stepaudio.api.sound import notice_header
 from stepaudio.audiofile import encode_wav
+from stepaudio.voices import VoiceDraft
 from stepaudio.weights import WeightsCard
 from tests.api.kit import RECORDING, SHORT, serving, until
 from tests.api.test_speech import samples_of
@@ -35,6 +36,28 @@ def test_a_saved_voice_is_edited_with_the_words_saved_with_it(client, ada):
     answer = client.post("/v1/audio/edits", data=form, files={})
     assert (answer.status_code, answer.headers["content-type"]) == (200, "audio/mpeg")
     assert len(answer.content) > 500
+
+
+def test_speed_changes_the_length_of_an_edit(client):
+    form = {"task": "denoise", **FORM, "max_seconds": "3"}
+    plain, fast = (
+        len(samples_of(client.post("/v1/audio/edits", data={**form, "speed": speed}, files=FILE).content))
+        for speed in ("1", "2")
+    )
+    assert fast == pytest.approx(plain / 2, rel=0.05)
+
+
+def test_an_edit_keeps_to_its_longest_output_and_its_flow_steps(client, service, monkeypatch):
+    vocoder = service.engine.pipeline._vocoder
+    flow_many = vocoder.flow_many
+    steps = []
+    monkeypatch.setattr(
+        vocoder, "flow_many", lambda *given, **named: steps.append(named["steps"]) or flow_many(*given, **named)
+    )
+    form = {"task": "denoise", "seed": "3", "max_seconds": "0.6", "flow_steps": "2"}
+    answer = client.post("/v1/audio/edits", data=form, files=FILE)
+    assert len(samples_of(answer.content)) == 5 * 2880
+    assert steps == [2]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +127,17 @@ def test_what_was_cut_is_told_with_the_sound_and_the_saved_voice(make_service):
         spoken = client.post("/v1/audio/speech", json=body)
         assert spoken.status_code == 200
         assert "x-stepaudio-notice" not in spoken.headers
+
+
+def test_what_is_cut_from_a_saved_voice_is_told_with_several_takes(make_service):
+    """It was saved when the limit was higher."""
+    draft = VoiceDraft(encode_wav(voice(3.0)), "Ada", "the words")
+    make_service().save_voice(draft).result(60)
+    with serving(make_service(max_reference_seconds=2.0)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        body = {"model": "tts-1", "voice": "Ada", "input": "Hello.", "stepaudio": {**SHORT, "takes": 2}}
+        spoken = client.post("/v1/audio/speech", json=body)
+    assert (spoken.status_code, spoken.headers["content-type"]) == (200, "application/zip")
+    assert spoken.headers["x-stepaudio-notice"] == "The reference is 3.0 s long; its first 2 s are used."
 
 
 @pytest.mark.parametrize(

@@ -117,9 +117,18 @@ def test_in_one_piece_the_headers_tell_every_stage(speak):
     assert answer.response.headers["content-length"] == str(len(answer.content))
 
 
-def test_speed_changes_the_length(speak):
-    plain, fast = (len(samples_of(speak(speed=speed, stepaudio={"max_seconds": 3}).content)) for speed in (1.0, 2.0))
-    assert fast == pytest.approx(plain / 2, rel=0.05)
+@pytest.mark.parametrize("sent", [{}, {"stream": False}, {"takes": 2}], ids=["as it is made", "whole", "takes"])
+def test_speed_changes_the_length(speak, sent):
+    def lengths(speed: float) -> list[int]:
+        content = speak(speed=speed, stepaudio={"max_seconds": 3, **sent}).content
+        if "takes" not in sent:
+            return [len(samples_of(content))]
+        archive = zipfile.ZipFile(io.BytesIO(content))
+        return [len(samples_of(archive.read(name))) for name in archive.namelist() if name.endswith(".wav")]
+
+    plain, fast = lengths(1.0), lengths(2.0)
+    assert len(plain) == sent.get("takes", 1)
+    assert fast == pytest.approx([length / 2 for length in plain], rel=0.05)
 
 
 def test_another_transcript_of_the_reference_is_another_prompt(speak):
