@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from stepaudio import device, memory
 from stepaudio.errors import OutOfMemory, WeightsError
 from stepaudio.feed import SoundFeed
+from stepaudio.orders import MAX_SEED
 from stepaudio.settings import Settings
-from stepaudio.types import Task, Waveform
+from stepaudio.types import SamplingParams, Task, Waveform
 from stepaudio.weights import choose_weights
 from tests.conftest import voice
 from tests.test_service import clone, edit
@@ -204,6 +205,19 @@ def test_a_clone_without_memory_is_tried_once_more_in_pieces(service, sound, mon
     assert len(result.synthesis.waveform.samples) == len(whole.waveform.samples)
     assert any(record.message.startswith("Out of memory: ") for record in caplog.records)
     assert any("Total time" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("first", [3, MAX_SEED - 1])
+def test_takes_without_memory_have_the_seeds_and_words_that_they_have_otherwise(service, sound, monkeypatch, first):
+    asked = clone(sound, takes=3, sampling=SamplingParams(seed=first))
+    whole = [take.synthesis for take in service.submit_clone(asked).result(60).takes]
+    flow = Short(monkeypatch, service.engine.pipeline._vocoder, "flow_many", failures=99)
+    pieces = [take.synthesis for take in service.submit_clone(asked).result(60).takes]
+    assert flow.calls == 1
+    assert [take.seed for take in pieces] == [first, first + 1, (first + 2) % (MAX_SEED + 1)]
+    for one, other in zip(pieces, whole, strict=True):
+        assert one.seed == other.seed
+        np.testing.assert_array_equal(one.tokens.numbers, other.tokens.numbers)
 
 
 def test_an_edit_without_memory_is_tried_once_more(service, sound, monkeypatch):
