@@ -9,11 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 
 import numpy as np
 import pytest
+import soundfile
 
 from stepaudio.audiofile import Limits, encode_wav, load_reference
 from stepaudio.errors import InvalidInput, StepAudioError
@@ -81,6 +83,39 @@ def test_a_name_belongs_to_one_voice(folder, name):
             use()
     assert [v.name for v in folder.list()] == ["Ada", "Grace"]
     assert folder.rename(grace.id, "grace").name == "grace"  # its own name, otherwise written
+
+
+def test_a_name_written_with_an_accent_apart_is_the_same_name(folder):
+    folder.save(draft("Ren\u00e9e"), WAVEFORM)
+    with pytest.raises(InvalidInput, match="There is a saved voice 'Ren\u00e9e' already"):
+        folder.save(draft("Rene\u0301e"), WAVEFORM)
+    assert [v.name for v in folder.list()] == ["Ren\u00e9e"]
+
+
+def test_of_two_that_save_one_name_at_once_one_is_refused(folder, monkeypatch):
+    """Both have found the name free before either writes."""
+    both, cleaned, outcomes = threading.Barrier(2, timeout=30), folder.cleaned, []
+
+    def cleaned_together(given: VoiceDraft) -> VoiceDraft:
+        kept = cleaned(given)
+        both.wait()
+        return kept
+
+    def save() -> None:
+        try:
+            outcomes.append(folder.save(draft(), WAVEFORM).name)
+        except InvalidInput as error:
+            outcomes.append(str(error))
+
+    monkeypatch.setattr(folder, "cleaned", cleaned_together)
+    threads = [threading.Thread(target=save) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [v.name for v in folder.list()] == ["Ada"]
+    assert sorted(outcomes)[0] == "Ada"
+    assert sorted(outcomes)[1].startswith("There is a saved voice 'Ada' already")
 
 
 def test_no_saved_voice_takes_the_name_of_one_that_came_with_the_weights(folder):
@@ -374,6 +409,20 @@ def test_what_is_cut_from_a_long_voice_is_told(service, caplog):
         saved = service.save_voice(draft(audio=encode_wav(voice(31.0, 8000)))).result(60)
     assert saved.seconds == 30.0
     assert "its first 30 s are used" in caplog.text
+
+
+def test_a_saved_voice_may_be_larger_than_an_upload(make_engine, tmp_path):
+    """It is kept as float32, which may take several times the bytes of the file that was sent."""
+    engine = make_engine()
+    service = Service(Settings(data_dir=tmp_path / "data", max_upload_megabytes=1), lambda: engine)
+    service.start()
+    target = io.BytesIO()
+    soundfile.write(target, voice(7.0, 48000).samples, 48000, format="FLAC")
+    assert len(target.getvalue()) < 2**20
+    saved = service.save_voice(draft(audio=target.getvalue())).result(60)
+    assert len(service.voices.load(saved.id)[1]) > 2**20
+    assert service.submit_clone(CloneRequest(voice=saved.id, text="Hello.", **SHORT)).result(60).wav[:4] == b"RIFF"
+    service.close()
 
 
 def test_another_transcript_may_be_given_with_a_saved_voice(service):
