@@ -15,7 +15,7 @@ import soundfile
 
 from stepaudio.errors import Cancelled
 from stepaudio.log import TextFormatter
-from stepaudio.queue import JobQueue
+from stepaudio.queue import FIRST_TURN_SECONDS, JobQueue
 from stepaudio.service import Service
 from stepaudio.settings import Settings
 from stepaudio.web import handlers
@@ -212,6 +212,18 @@ def test_the_wait_behind_another_request_is_told_before_the_figures(service, goo
     assert "waited" in run_summary(view.synthesis, "en")
     assert "排队等候了" in run_summary(view.synthesis, "zh")
     assert "in the queue" in told[-1]
+
+
+def test_the_wait_that_is_shown_grows_with_the_place_in_the_line(service, monkeypatch):
+    release = threading.Event()
+    with JobQueue(limit=8) as line:
+        monkeypatch.setattr(service, "queue", line)
+        jobs = [line.submit(lambda job: release.wait(30)) for _ in range(4)]
+        while jobs[0].state == "waiting":
+            jobs[0].wait_for_change(0.1)
+        shown = [handlers._progress(service, job, "en")[1] for job in jobs[1:]]
+        release.set()
+    assert shown == [f"Waiting: {ahead} ahead, about {ahead * FIRST_TURN_SECONDS:.0f} s" for ahead in (1, 2, 3)]
 
 
 def test_a_request_that_was_stopped_before_it_came_is_not_begun(service, good):
