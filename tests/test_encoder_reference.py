@@ -155,7 +155,8 @@ def test_codes_hear_the_trimmed_sound_and_the_speaker_encoder_all_of_it() -> Non
     np.testing.assert_array_equal(linguistic.heard[0], audio.prepare_for_codes(limited))
     assert semantic.heard[0] is linguistic.heard[0]
     np.testing.assert_array_equal(speaker.heard[0], audio.resample(limited, 16000).samples)
-    np.testing.assert_array_equal(encoding.mel, log_mel(limited.samples, MelConfig()))
+    # In a thread of another number of helpers the same sums are taken in another order.
+    np.testing.assert_allclose(encoding.mel, log_mel(limited.samples, MelConfig()), atol=1e-5)
     assert len(linguistic.heard[0]) < len(speaker.heard[0])
 
 
