@@ -7,8 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stepaudio.tiny.vocoder import write_vocoder
 from stepaudio.vocoder import conformer
-from stepaudio.vocoder.conformer import RelativeAttention, by_distance, relative_positions
+from stepaudio.vocoder.conformer import (
+    RelativeAttention,
+    UpsampleConformerEncoder,
+    by_distance,
+    relative_positions,
+)
+from stepaudio.vocoder.vocoder import load_vocoder
 from tests.vocoder_recordings import STAGE, Recordings, assert_close, first_outputs
 
 
@@ -83,6 +90,13 @@ def test_the_block_of_queries_does_not_change_the_result(
     assert_close(recorded.flow.encoder(recorded["out.token_embed"]), recorded["out.enc_out"], STAGE)
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> UpsampleConformerEncoder:
+    folder = tmp_path_factory.mktemp("vocoder")
+    write_vocoder(folder, seed=0)
+    return load_vocoder(folder, torch.device("cpu"))._flow.encoder
+
+
 @pytest.fixture
 def biases(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What attention was given as a mask, call by call."""
@@ -104,20 +118,20 @@ def misaligned(bias: Tensor) -> bool:
 
 @pytest.mark.parametrize("block", [8, 24, 512])
 def test_the_scores_of_a_whole_sound_begin_where_a_gpu_can_read_them(
-    recorded: Recordings, monkeypatch: pytest.MonkeyPatch, biases: list[Tensor], block: int
+    encoder: UpsampleConformerEncoder, monkeypatch: pytest.MonkeyPatch, biases: list[Tensor], block: int
 ) -> None:
     monkeypatch.setattr(conformer, "QUERY_BLOCK", block)
     for rows in (*range(8, 34), 261):
-        recorded.flow.encoder(torch.zeros(1, rows, recorded["out.token_embed"].shape[-1]))
-    assert len(biases) >= 27 * (len(recorded.flow.encoder.encoders) + len(recorded.flow.encoder.up_encoders))
+        encoder(torch.zeros(1, rows, encoder.embed.out[0].in_features))
+    assert len(biases) >= 27 * (len(encoder.encoders) + len(encoder.up_encoders))
     assert not any(map(misaligned, biases))
 
 
 @pytest.mark.parametrize("prompt", range(25, 42))
 def test_the_scores_of_a_stream_begin_where_a_gpu_can_read_them(
-    recorded: Recordings, biases: list[Tensor], prompt: int
+    encoder: UpsampleConformerEncoder, biases: list[Tensor], prompt: int
 ) -> None:
-    encoder, wide = recorded.flow.encoder, recorded["out.token_embed"].shape[-1]
+    wide = encoder.embed.out[0].in_features
     past = encoder.beginning(torch.zeros(1, 1, wide))
     for rows in (3 * prompt, 15, 24, 48, 48):
         _, past = encoder.extend(torch.zeros(1, rows + 3, wide), past, last=False, window=1500)
