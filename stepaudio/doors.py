@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from fastapi.responses import PlainTextResponse
-from starlette.exceptions import HTTPException
 
-from stepaudio.api.errors import NO_ROOM
+from stepaudio.api.errors import no_room
 from stepaudio.api.guard import is_api, path_of
 from stepaudio.errors import InvalidInput
 from stepaudio.tempfolder import TempFolder
@@ -111,7 +110,7 @@ class Room:
         async def receiving() -> Message:
             nonlocal made
             if not made and not await asyncio.to_thread(self._folder.make_room, needed):
-                raise HTTPException(507, NO_ROOM, headers={"Retry-After": "60"})
+                raise no_room()
             made = True
             return await receive()
 

@@ -101,15 +101,22 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def test_sigterm_lets_accepted_requests_end_and_refuses_new_ones(make_server):
-    server = make_server()
-    running = Asking(server, LONG)
+def told_to_end(server, seconds: int) -> tuple[Asking, Asking]:
+    """Ask for so many seconds of sound and, behind that, for one; then send SIGTERM, and return both requests."""
+    running = Asking(server, seconds)
     wait_for(lambda: measured(server, "stepaudio_queue_running") == 1)
     waiting = Asking(server, 1)
     wait_for(lambda: measured(server, "stepaudio_queue_waiting") == 1)
     assert server.process is not None
     server.process.send_signal(signal.SIGTERM)
     wait_for(lambda: "Stopping: accepted requests" in server.log)
+    return running, waiting
+
+
+def test_sigterm_lets_accepted_requests_end_and_refuses_new_ones(make_server):
+    server = make_server()
+    running, waiting = told_to_end(server, LONG)
+    assert server.process is not None
     refused = ask(server, 1)
     assert refused.status_code == 503
     assert "shut down" in refused.text
@@ -154,13 +161,8 @@ def test_the_address_in_the_log_can_be_opened(host, expected):
 
 def test_a_second_signal_cancels_what_is_left_tells_who_waits_and_ends_it_at_once(make_server):
     server = make_server(STEPAUDIO_DRAIN_SECONDS="60")
-    running = Asking(server, 290)
-    wait_for(lambda: measured(server, "stepaudio_queue_running") == 1)
-    waiting = Asking(server, 1)
-    wait_for(lambda: measured(server, "stepaudio_queue_waiting") == 1)
+    running, waiting = told_to_end(server, 290)
     assert server.process is not None
-    server.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: "Stopping: accepted requests" in server.log)
     start = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(30) == 0

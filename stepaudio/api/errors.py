@@ -100,8 +100,6 @@ _OF_STATUS = {
     507: ("server_error", "no_room"),
 }
 
-NO_ROOM = "There is no room for more uploads at the moment; please try again in some minutes."
-
 _KIND = re.compile(r"(constrained|function)-.+|str|[A-Z]\w*")
 """What pydantic calls a kind that a field may have; no field has such a name."""
 
@@ -155,6 +153,12 @@ def error_response(
 ) -> JSONResponse:
     """Return an answer with an error object."""
     return ErrorResponse(status, ErrorObject(message=message, type=kind, param=param, code=code), headers)
+
+
+def no_room() -> HTTPException:
+    """Return the error of an upload for which there is no room."""
+    message = "There is no room for more uploads at the moment; please try again in some minutes."
+    return HTTPException(507, message, headers={"Retry-After": "60"})
 
 
 def at_the_end(service: Service, error: BaseException) -> BaseException:
@@ -214,7 +218,7 @@ def add_handlers(app: FastAPI, service: Service) -> None:
         # FastAPI says of anything that ends the reading of a body that it is malformed.
         if error.status_code == 400 and isinstance(disk, OSError):
             log.warning("What a client sent cannot be kept: %s.", disk.strerror or disk)
-            return error_response(507, NO_ROOM, *_OF_STATUS[507], headers={"Retry-After": "60"})
+            error = no_room()
         kind, code = _OF_STATUS.get(error.status_code, ("invalid_request_error", "invalid_request"))
         headers = dict(error.headers or {})
         return error_response(error.status_code, _printable(str(error.detail)), kind, code, headers=headers)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stepaudio.errors import GenerationError, InvalidInput
-from stepaudio.tokens import rows
+from stepaudio.tokens import ROWS_PER_GROUP, rows
 from stepaudio.types import FloatArray, IntArray, SpeechTokens, Waveform
 from stepaudio.vocoder.bigvgan import BigVGAN, without_filters
 from stepaudio.vocoder.checks import check_finite, check_rows
@@ -142,7 +142,7 @@ class Vocoder:
         flow, channels = self._flow, self.config.flow.mel_channels
         lengths, most = [len(table) for table in tables], max(map(len, tables))
         filled = [np.pad(table, ((0, most - len(table)), (0, 0))) for table in tables]
-        prompt_rows = [len(rows(order.prompt_tokens.numbers)) for order in orders]
+        prompt_rows = [ROWS_PER_GROUP * order.prompt_tokens.groups for order in orders]
         prompts = [
             flow.prompt(torch.tensor(order.prompt_mel, device=self.device)[None], count, most)
             for order, count in zip(orders, prompt_rows, strict=True)
