@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from dataclasses import replace
@@ -51,6 +52,11 @@ def test_states_keys_and_values_are_those_of_the_plain_layers(
     torch.testing.assert_close(ours.state.cache.cells, plain.state.cache.cells, atol=2e-5, rtol=0)
 
 
+@functools.cache
+def network() -> Network:
+    return Network(weights())
+
+
 def drawn_both_ways(
     logits: torch.Tensor, history: torch.Tensor, uniform: float, params: SamplingParams, room: np.ndarray | None = None
 ) -> tuple[int, int]:
@@ -66,7 +72,7 @@ def drawn_both_ways(
     drawer.draw(theirs)
     kernels.draw(
         *(0, 1, 0),
-        *(logits[None].numpy(), np.eye(len(logits), dtype=np.float32), ids.numpy(), history[None].numpy()),
+        *(logits[None].numpy(), network().stored(torch.eye(len(logits))), ids.numpy(), history[None].numpy()),
         *(np.full((1, 1), uniform), np.float32(params.temperature), params.repetition_rule),
         np.zeros((1, len(logits)), np.float32) if room is None else room,
         np.zeros((1, min(params.top_k, len(logits))), np.float32),

@@ -195,7 +195,7 @@ def test_an_error_of_either_side_ends_both_and_is_raised_once(pipeline, referenc
     stream = streamed(pipeline, reference, max_seconds=30.0)
     error = GenerationError("made up")
     if side == "model":
-        monkeypatch.setattr(pipeline._lm, "generate", failing_model(pipeline._lm.generate, 600, error))
+        monkeypatch.setattr(pipeline._lm, "generate", failing_model(pipeline._lm.generate, 120, error))
     else:
         monkeypatch.setattr(stream.voice, "push", fail_after(stream.voice.push, 20, error))
     next(stream)

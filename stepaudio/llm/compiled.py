@@ -4,7 +4,8 @@ A small network's weights lie in the processor's caches. There a product with on
 what torch needs to begin an operation, or to wake a second thread for it and wait. So Numba compiles the whole way
 from ``hidden`` to ``normed``, and from there to the next id (kernels.py): one call carries a sequence through all
 layers, on one core and without Python. Several sequences are parted among as many threads as torch uses, each of which
-goes the whole way with its own, a few at a time, so that weights are read once for these.
+goes the whole way with its own, a few at a time, so that weights are read once for these. What all sequences begin with
+is read once for all: it stays in the caches from one sequence to the next.
 
 Weights that are exact in half precision are kept so once more and widened in the registers: half the bytes, the same
 numbers. All sums are float32. They are taken in another order than torch's, and attention looks at no position beyond
@@ -23,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -49,7 +51,7 @@ class Network:
 
         self.kernels, self.size = kernels, weights.size
         layers = weights.layers
-        products = zip(*(layer.products for layer in layers), strict=True)  # each: of all layers, (layers, N, K)
+        products = zip(*(layer.products for layer in layers), strict=True)  # each: of all layers
         norms = [norm for layer in layers for norm in (layer.attention_norm, layer.mlp_norm)]
         self.tables = (
             weights.slope.numpy(),
@@ -57,6 +59,7 @@ class Network:
             torch.stack([*norms, weights.norm]).numpy(),  # (2 layers + 1, D)
             *(self.stored(torch.stack([plain(one).t() for one in product])) for product in products),
         )
+        self.embedding = weights.embedding.numpy()
         self._heads = dict[Choice, NDArray[np.generic]]()
         self.threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
@@ -75,18 +78,29 @@ class Network:
         """Have the kernels compiled, or read from disk, by a first use. Raises kernels.FAILURES where Numba fails."""
         layers = CompiledLayers(self, DecodeState(weights, 1, 1), 1)
         anything = Choice(weights.embedding[:1].t(), torch.zeros(1, dtype=torch.int64))
-        works = [layers.through(1), *(layers.draws([anything], SamplingParams()) or ())]
+        params = SamplingParams()
+        works = [
+            layers.through(1),
+            *(layers.draws([anything], params) or ()),
+            *(layers.steps([anything], params) or ()),
+        ]
         start = time.perf_counter()
         for work in works:
             work()
         log.info("The decode step was compiled, or read from disk, in %.1f s.", time.perf_counter() - start)
 
     def stored(self, weight: Tensor) -> NDArray[np.generic]:
-        """Return weights float32 (.., N, K) as the kernels read them: the bits of halves if nothing is lost, uint16."""
+        """Return weights float32 (.., N, K) as the kernels read them: the bits of halves if nothing is lost, uint16.
+
+        They are laid out in panels, (.., N / LANES, K, LANES), the last one filled up with zeros: so all that is read
+        lies one after the other, and a vector holds terms of different sums, which need not be added up in the end.
+        """
         halves = weight.half()
-        if self.kernels.widens_halves() and torch.equal(halves.float(), weight):
-            return halves.contiguous().view(torch.uint16).numpy()
-        return weight.contiguous().numpy()
+        narrow = self.kernels.widens_halves() and torch.equal(halves.float(), weight)
+        lanes = self.kernels.LANES
+        filled = F.pad(halves if narrow else weight, (0, 0, 0, -weight.shape[-2] % lanes))
+        panels = filled.unflatten(-2, (-1, lanes)).transpose(-1, -2).contiguous()
+        return (panels.view(torch.uint16) if narrow else panels).numpy()
 
     def head(self, choice: Choice) -> NDArray[np.generic]:
         """Return the rows of the head that are a choice, (n, D), as the kernels read them."""
@@ -96,7 +110,7 @@ class Network:
 
     def parts(self, rows: int) -> list[tuple[int, int]]:
         """Return first row and end of what every thread gets of ``rows`` sequences, where there are enough of them."""
-        count = max(1, min(self.threads, rows // self.kernels.SIDE_BY_SIDE))
+        count = max(1, min(self.threads, rows // self.kernels.LEAST_BESIDE))
         return list(itertools.pairwise(round(rows * part / count) for part in range(count + 1)))
 
     def together(self, kernel: Callable[..., None], parts: list[tuple[int, int]], *arguments: object) -> None:
@@ -116,15 +130,21 @@ class CompiledLayers(Layers):
         size = network.size
         wide = (size.heads + 2 * size.groups) * (size.hidden // size.heads)
         self._normed = state.normed.numpy()
+        distances = torch.arange(state.capacity - 1, -1, -1, dtype=torch.float32)
+
+        def room(*shape: int) -> NDArray[np.float32]:
+            return torch.zeros(rows, *shape).numpy()  # of torch's own, which begins where a vector should
+
         self._arguments = (
+            state.common.numpy(),
             state.counters[0].numpy(),
             state.cache.cells.numpy(),
             *network.tables,
             state.hidden.numpy(),
             self._normed,
-            *(np.zeros((rows, width), np.float32) for width in (wide, size.hidden, 2 * size.intermediate)),
-            *(np.zeros((rows, width), np.float32) for width in (size.intermediate, state.capacity)),
-            np.sqrt(np.arange(state.capacity, dtype=np.float32)),
+            *(room(width) for width in (wide, size.hidden, 2 * size.intermediate, size.intermediate)),
+            room(size.heads, state.capacity),
+            distances.sqrt().numpy(),
         )
 
     def through(self, keys: int) -> Work:
@@ -134,20 +154,33 @@ class CompiledLayers(Layers):
 
     def draws(self, choices: Sequence[Choice], params: SamplingParams) -> list[Work] | None:
         """Return the work that draws from each choice; see Layers. What top_p drops is found by torch's sorting."""
-        return None if params.top_p < 1.0 else [self._draw(choice, params) for choice in choices]
+        return None if params.top_p < 1.0 else [self._draw(self._drawing(choice, params)) for choice in choices]
 
-    def _draw(self, choice: Choice, params: SamplingParams) -> Work:
-        state, network, rows, columns = self._state, self._network, self._rows, len(choice.ids)
-        drawn = state.counters[2].numpy()
-        arguments = (
-            *(self._normed, network.head(choice), choice.ids.numpy()),
+    def steps(self, choices: Sequence[Choice], params: SamplingParams) -> list[Work] | None:
+        """Return the work of a step that draws from each choice, where draws() does."""
+        return None if params.top_p < 1.0 else [self._step(self._drawing(choice, params)) for choice in choices]
+
+    def _draw(self, drawing: tuple[object, ...]) -> Work:
+        network, drawn = self._network, self._state.counters[2].numpy()
+        return lambda: network.together(network.kernels.draw, self._parts, int(drawn[0]), *drawing)
+
+    def _step(self, drawing: tuple[object, ...]) -> Work:
+        network, state = self._network, self._state
+        moving = (state.hidden, state.newest, state.counters, state.history)
+        arguments = (network.embedding, *(tensor.numpy() for tensor in moving), self._arguments, drawing)
+        return lambda: network.together(network.kernels.step, self._parts, *arguments)
+
+    def _drawing(self, choice: Choice, params: SamplingParams) -> tuple[object, ...]:
+        """Return what kernels.draw() is called with besides rows and place."""
+        state, rows, columns = self._state, self._rows, len(choice.ids)
+        return (
+            *(self._normed, self._network.head(choice), choice.ids.numpy()),
             *(state.history.numpy(), state.uniforms.numpy()),
             *(np.float32(params.temperature), params.repetition_rule),
-            np.zeros((rows, columns), np.float32),
+            torch.zeros(rows, columns).numpy(),
             np.zeros((rows, min(params.top_k, columns)), np.float32),
             state.newest.numpy(),
         )
-        return lambda: network.together(network.kernels.draw, self._parts, int(drawn[0]), *arguments)
 
 
 def layers_for(weights: StepWeights, device: torch.device, *, wanted: bool) -> LayersMaker:

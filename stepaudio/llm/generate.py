@@ -29,9 +29,9 @@ from stepaudio.llm.workspace import Workspace, Workspaces
 from stepaudio.tokens import GROUP, SpeechVocabulary, cut_to_groups
 from stepaudio.types import IntArray, SamplingParams, SpeechTokens, Stopped
 
-_LOOK_EVERY_ON_CPU = 1
-_LOOK_EVERY_ELSEWHERE = 2 * GROUP
-"""Looking waits for the device, but what is drawn after an unnoticed end is work for nothing."""
+_LOOK_EVERY, _LOOK_EVERY_WHERE_COMPILED, _LOOK_EVERY_ELSEWHERE = 1, GROUP, 2 * GROUP
+"""In a large network on a CPU, in a compiled loop, on other devices. Looking takes time, and there it waits for the
+device; but what is drawn after an unnoticed end is work for nothing."""
 
 _READ_AT_ONCE = 4096
 """Positions of several prompts that are read side by side, filling included; at full size they take half a gigabyte."""
@@ -130,7 +130,7 @@ class _Row:
 class SpeechLM:
     """A loaded language model and the ids it speaks in.
 
-    look_every: how many steps may pass between looks at what was drawn (None: 1 on a CPU, 10 elsewhere).
+    look_every: how many steps may pass between looks at what was drawn (None: what suits device and layers).
     prefix_bytes: how much memory the beginnings of prompts may take that are kept for later requests.
     cuda_graphs: whether a GPU replays its steps as CUDA graphs. fused_kernels: whether their layers are computed in
     kernels of our own (see fused.py and, for a CPU, compiled.py), where they can be and it pays.
@@ -154,10 +154,11 @@ class SpeechLM:
         self.device = self._decoder.device
         self.max_length = self._decoder.size.max_length
         on_cpu = self.device.type == "cpu"
-        self._look_every = look_every or (_LOOK_EVERY_ON_CPU if on_cpu else _LOOK_EVERY_ELSEWHERE)
         self._capture = None if on_cpu or not cuda_graphs else CudaCapture(self.device)
         choose = compiled.layers_for if on_cpu else fused.layers_for
         self._layers = choose(self._weights, self.device, wanted=fused_kernels)
+        where_fast = _LOOK_EVERY_WHERE_COMPILED if on_cpu else _LOOK_EVERY_ELSEWHERE
+        self._look_every = look_every or (_LOOK_EVERY if on_cpu and not self.fused else where_fast)
         self._prefixes = PrefixStore(prefix_bytes)
         self._workspaces = Workspaces(self._new_workspace)
 
@@ -284,6 +285,7 @@ class SpeechLM:
             listeners.stop_if_wished()
             cache = state.cache.rows(together[0].number, len(together))
             states.update(zip((one.number for one in together), self._prefill(together, cache), strict=True))
+        state.common.fill_(_in_common([row.request for row in rows]))
         for number, (row, first) in enumerate(zip(rows, where, strict=True)):
             prompt = row.request.prompt
             if first != number:
@@ -370,6 +372,14 @@ def _neighbours(requests: Sequence[_Request]) -> Iterator[list[_Request]]:
                 run = []
         run.append(request)
     yield run
+
+
+def _in_common(requests: Sequence[_Request]) -> int:
+    """Return how many positions all requests begin with that were read once and copied."""
+    one = requests[0]
+    if all((other.prompt, other.shared) == (one.prompt, one.shared) for other in requests):
+        return len(one.prompt)
+    return len(one.beginning) if all(other.beginning == one.beginning for other in requests) else 0
 
 
 def _closed_up(live: list[_Row], state: DecodeState) -> list[_Row]:

@@ -41,6 +41,11 @@ class Layers(Protocol):
         del choices, params
         return None
 
+    def steps(self, choices: Sequence[Choice], params: SamplingParams) -> list[Work] | None:
+        """Return for each choice the work of a whole step that ends in drawing from it; None: Step puts it together."""
+        del choices, params
+        return None
+
 
 LayersMaker = Callable[["StepWeights", "DecodeState", int], Layers]
 """Makes the layers of the first so many rows of a state."""

@@ -112,6 +112,8 @@ class DecodeState:
         """The random number in [0, 1) of every draw."""
         self.counters = room(3, batch, dtype=torch.int64)
         """Where the next id will stand; where its row of biases begins in the table; how many ids have been drawn."""
+        self.common = room(1, dtype=torch.int64)
+        """How many positions all sequences begin with: the same keys and values in every row."""
         self.onwards = torch.tensor([[1], [-1], [1]], device=device)
         # Column x of the table is the bias of a key that lies capacity - 1 - x before the query (after it: -inf),
         # so that every row of biases is a stretch of it.
@@ -204,6 +206,7 @@ class Step:
         self._draws = self._layers.draws(head.choices, params) or [
             self._draw_from(choice, Drawer(choice.ids, rows, params)) for choice in head.choices
         ]
+        self._steps = self._layers.steps(head.choices, params)
 
         self._passes: dict[int, Work] = {}
         self._works: dict[tuple[int, int], Work] = {}
@@ -234,6 +237,9 @@ class Step:
 
     def run(self, keys: int, choice: int) -> None:
         """Feed the newest ids, look at the first ``keys`` positions (theirs included), and draw the next ones."""
+        if self._steps is not None:
+            self._steps[choice]()
+            return
         work = self._works.get((keys, choice))
         if work is None:
             work = self._work(keys, choice)
