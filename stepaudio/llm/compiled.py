@@ -21,6 +21,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -61,6 +62,7 @@ class Network:
         )
         self.embedding = weights.embedding.numpy()
         self._heads = dict[Choice, NDArray[np.generic]]()
+        self._turned = WeakKeyDictionary[DecodeState, NDArray[np.float32]]()
         self.threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
 
@@ -108,6 +110,13 @@ class Network:
             self._heads[choice] = self.stored(choice.weight.t())
         return self._heads[choice]
 
+    def turned(self, state: DecodeState) -> NDArray[np.float32]:
+        """Return the room for a state's keys in panels, (layers, B, G, capacity / LANES, d, LANES)."""
+        if state not in self._turned:
+            *many, capacity, head = state.cache.cells[:, 0].shape
+            self._turned[state] = torch.zeros(*many, capacity // self.kernels.LANES, head, self.kernels.LANES).numpy()
+        return self._turned[state]
+
     def parts(self, rows: int) -> list[tuple[int, int]]:
         """Return first row and end of what every thread gets of ``rows`` sequences, where there are enough of them."""
         count = max(1, min(self.threads, rows // self.kernels.LEAST_BESIDE))
@@ -139,6 +148,8 @@ class CompiledLayers(Layers):
             state.common.numpy(),
             state.counters[0].numpy(),
             state.cache.cells.numpy(),
+            network.turned(state),
+            state.known.numpy(),
             *network.tables,
             state.hidden.numpy(),
             self._normed,

@@ -18,7 +18,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic
 
 from stepaudio.llm.sampling import REPETITION_WINDOW, UNKNOWN_ID
 
@@ -28,9 +28,6 @@ LANES, SIDE_BY_SIDE = (16, 8) if WIDE else (8, 4)
 
 LEAST_BESIDE, AT_ONCE = 4, 8
 """Fewer sequences than this go one by one, with so many sums at once."""
-
-BLOCK = 64
-"""Positions whose values stay in the nearest cache while all queries that look at them do."""
 
 ORDER_OF_SUMS = ("reassoc", "contract", "nsz")
 """What of float arithmetic the compiler may change; what is no number must stay so, for the check after a decode."""
@@ -79,18 +76,7 @@ def higher(_context, a, b):
     return types.float32(types.float32, types.float32), emit
 
 
-class Vector(types.Type):
-    """LANES numbers float32 in a register."""
-
-
-VECTOR, vector = ir.VectorType(ir.FloatType(), LANES), Vector("Vector")
-NOTHING = ir.Constant(VECTOR, [0.0] * LANES)
-
-
-@register_model(Vector)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager, kind):
-        super().__init__(manager, kind, VECTOR)
+VECTOR = ir.VectorType(ir.FloatType(), LANES)
 
 
 def _place(context, builder, kind, array, indices):
@@ -143,127 +129,63 @@ def _write(builder, vector, place, adding, columns):
 
 
 @intrinsic(prefer_literal=True)
-def tile(_context, weight, panel, panels, x, row, rows, deep, out, add):
-    """out[row + i, n] = weight[n] . x[row + i], or that added to it: for i < rows and all n of some panels.
+def tile(_context, weight, panel, panels, x, row, rows, deep, start, stop, out, add):
+    """out[row + i, n] = the sum of weight[k, n] * x[row + i, k], or that added to it.
 
-    weight: (.., K, LANES), as Network.stored() makes it.   panels, rows, deep: constants; each number is the sum of
-    ``deep`` ones, which the processor adds to side by side.
+    For all i < rows, all n in ``panels`` panels of LANES from ``panel`` on, and k from start to stop - 1.
+    weight: (K, N), or in panels, (.., K, LANES), as Network.stored() makes it.
+    panels, rows, deep: constants; each number is the sum of ``deep`` ones, which the processor adds to side by side.
     """
     wide, high, parts = panels.literal_value, rows.literal_value, deep.literal_value
 
     def emit(context, builder, signature, arguments):
-        kinds, (factors, panel, _, inputs, row, _, _, results, adding) = signature.args, arguments
+        kinds, (factors, panel, _, inputs, row, _, _, start, stop, results, adding) = signature.args, arguments
         nought = panel.type(0)
 
-        def after(start, number):
-            return builder.add(start, start.type(number))
+        def after(number, more):
+            return builder.add(number, number.type(more))
 
-        left = [_place(context, builder, kinds[0], factors, [after(panel, j), nought, nought]) for j in range(wide)]
+        def begin(j):
+            one = after(panel, j)
+            in_panels = kinds[0].ndim == 3
+            where = [one, nought, nought] if in_panels else [nought, builder.mul(one, one.type(LANES))]
+            return _place(context, builder, kinds[0], factors, where)
+
+        left = [begin(j) for j in range(wide)]
         right = [_place(context, builder, kinds[3], inputs, [after(row, i), nought]) for i in range(high)]
         totals = [[[cgutils.alloca_once(builder, VECTOR) for _ in range(parts)] for _ in left] for _ in right]
         for total in itertools.chain.from_iterable(itertools.chain.from_iterable(totals)):
-            builder.store(NOTHING, total)
+            builder.store(ir.Constant(VECTOR, [0.0] * LANES), total)
+        strides = context.make_array(kinds[0])(context, builder, factors).strides
+        bytes_apart = builder.extract_value(strides, kinds[0].ndim - 2)
+        apart = builder.sdiv(bytes_apart, bytes_apart.type(kinds[0].dtype.bitwidth // 8))
 
         def step(k, part):
-            at = builder.mul(k, k.type(LANES))
-            weights = [_read(builder, builder.gep(begin, [at])) for begin in left]
-            for begin, sums in zip(right, totals, strict=True):
-                number = _spread(builder, builder.load(builder.gep(begin, [k])))
+            at = builder.mul(k, apart)
+            weights = [_read(builder, builder.gep(place, [at])) for place in left]
+            for place, sums in zip(right, totals, strict=True):
+                number = _spread(builder, builder.load(builder.gep(place, [k])))
                 for factor, total in zip(weights, sums, strict=True):
                     builder.store(_plus_product(builder, builder.load(total[part]), factor, number), total[part])
 
-        depth = builder.extract_value(context.make_array(kinds[0])(context, builder, factors).shape, 1)
-        whole = builder.and_(depth, depth.type(-parts))
-        with cgutils.for_range_slice(builder, nought, whole, panel.type(parts)) as (k, _):
+        length = builder.sub(stop, start)
+        whole = builder.add(start, builder.and_(length, length.type(-parts)))
+        with cgutils.for_range_slice(builder, start, whole, panel.type(parts)) as (k, _):
             for part in range(parts):
                 step(after(k, part), part)
         if parts > 1:
-            with cgutils.for_range_slice(builder, whole, depth, panel.type(1)) as (k, _):
+            with cgutils.for_range_slice(builder, whole, stop, panel.type(1)) as (k, _):
                 step(k, 0)
-        columns = builder.extract_value(context.make_array(kinds[7])(context, builder, results).shape, 1)
+        columns = builder.extract_value(context.make_array(kinds[9])(context, builder, results).shape, 1)
         for i, j in itertools.product(range(high), range(wide)):
             vectors = [builder.load(total) for total in totals[i][j]]
             column = builder.mul(after(panel, j), panel.type(LANES))
-            place = _place(context, builder, kinds[7], results, [after(row, i), column])
+            place = _place(context, builder, kinds[9], results, [after(row, i), column])
             _write(builder, _sum(builder, *vectors), place, adding, builder.sub(columns, column))
         return context.get_dummy_value()
 
-    return types.none(weight, types.intp, panels, x, types.intp, rows, deep, out, types.boolean), emit
-
-
-@intrinsic
-def nothing(_context):
-    """A vector of zeros."""
-
-    def emit(_, __, ___, ____):
-        return NOTHING
-
-    return vector(), emit
-
-
-@intrinsic
-def plus_product(_context, total, factor, matrix, row, column):
-    """total + factor * the vector that begins at (row, column)."""
-
-    def emit(context, builder, signature, arguments):
-        total, factor, matrix, *where = arguments
-        numbers = _read(builder, _place(context, builder, signature.args[2], matrix, where))
-        return _plus_product(builder, total, _spread(builder, factor), numbers)
-
-    return vector(vector, types.float32, matrix, types.intp, types.intp), emit
-
-
-@intrinsic
-def plus_products(_context, total, a, row_a, column_a, b, row_b, column_b):
-    """total + the vector of one matrix * that of another."""
-
-    def emit(context, builder, signature, arguments):
-        total, *rest = arguments
-        places = (_place(context, builder, signature.args[n], rest[n - 1], rest[n : n + 2]) for n in (1, 4))
-        return _plus_product(builder, total, *(_read(builder, place) for place in places))
-
-    return vector(vector, a, types.intp, types.intp, b, types.intp, types.intp), emit
-
-
-@intrinsic
-def add_sum(_context, vectors, matrix, row, column):
-    """Add the sum of some vectors to what is at (row, column) and after it."""
-
-    def emit(context, builder, signature, arguments):
-        vectors, matrix, *where = arguments
-        place = _place(context, builder, signature.args[1], matrix, where)
-        total = _sum(builder, _read(builder, place), *cgutils.unpack_tuple(builder, vectors))
-        builder.store(total, builder.bitcast(place, total.type.as_pointer()), align=4)
-        return context.get_dummy_value()
-
-    return types.none(vectors, matrix, types.intp, types.intp), emit
-
-
-@intrinsic
-def put_sums(_context, vectors, matrix, row, column):
-    """Write the sum of each of eight vectors to where (row, column) is and after it.
-
-    Neighbours are added, of two vectors at a time, within parts of four lanes, where shuffling costs least.
-    """
-
-    def emit(context, builder, signature, arguments):
-        vectors, matrix, *where = arguments
-
-        def parts(a, b, first, second):
-            return _sum(builder, _picked(builder, a, b, first), _picked(builder, a, b, second))
-
-        eights = cgutils.unpack_tuple(builder, vectors)
-        if LANES == 16:
-            eights = [parts(one, one, list(range(8)), list(range(8, 16))) for one in eights]
-        for _ in range(2):
-            pairs = zip(eights[::2], eights[1::2], strict=True)
-            eights = [parts(a, b, [0, 2, 8, 10, 4, 6, 12, 14], [1, 3, 9, 11, 5, 7, 13, 15]) for a, b in pairs]
-        sums = parts(*eights, [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
-        place = _place(context, builder, signature.args[1], matrix, where)
-        builder.store(sums, builder.bitcast(place, sums.type.as_pointer()), align=4)
-        return context.get_dummy_value()
-
-    return types.none(vectors, matrix, types.intp, types.intp), emit
+    places = types.intp, types.intp
+    return types.none(weight, types.intp, panels, x, types.intp, rows, deep, *places, out, types.boolean), emit
 
 
 @compiled
@@ -284,30 +206,46 @@ def exponential(x):
 
 
 @compiled
-def product(weight, x, out, first, last, add):
-    """The product of rows first .. last - 1 of x with a matrix in panels, written to out's or added to them."""
-    panels = len(weight)
+def products(weight, panel, end, x, start, stop, out, first, last, add):
+    """Rows first .. last - 1 of x times panels of a matrix, ``panel`` to end - 1, of k from start to stop - 1.
+
+    They are written to out, or added to it; see tile().
+    """
     row = first
     while row < last:
-        panel = 0
+        here = panel
         if last - row >= SIDE_BY_SIDE:
-            while panel < panels - 1:
-                tile(weight, panel, 2, x, row, SIDE_BY_SIDE, 1, out, add)
-                panel += 2
-            if panel < panels:
-                tile(weight, panel, 1, x, row, SIDE_BY_SIDE, 1, out, add)
+            while here < end - 1:
+                tile(weight, here, 2, x, row, SIDE_BY_SIDE, 1, start, stop, out, add)
+                here += 2
+            if here < end:
+                tile(weight, here, 1, x, row, SIDE_BY_SIDE, 1, start, stop, out, add)
             row += SIDE_BY_SIDE
         elif last - row >= LEAST_BESIDE:
-            while panel < panels - 1:
-                tile(weight, panel, 2, x, row, LEAST_BESIDE, 1, out, add)
-                panel += 2
-            if panel < panels:
-                tile(weight, panel, 1, x, row, LEAST_BESIDE, 1, out, add)
+            while here < end - 1:
+                tile(weight, here, 2, x, row, LEAST_BESIDE, 1, start, stop, out, add)
+                here += 2
+            if here < end:
+                tile(weight, here, 1, x, row, LEAST_BESIDE, 1, start, stop, out, add)
             row += LEAST_BESIDE
+        elif last - row == 3:
+            while here < end - 1:
+                tile(weight, here, 2, x, row, 3, 2, start, stop, out, add)
+                here += 2
+            if here < end:
+                tile(weight, here, 1, x, row, 3, 2, start, stop, out, add)
+            row += 3
         else:
-            for panel in range(panels):
-                tile(weight, panel, 1, x, row, 1, AT_ONCE, out, add)
+            while here < end:
+                tile(weight, here, 1, x, row, 1, AT_ONCE, start, stop, out, add)
+                here += 1
             row += 1
+
+
+@compiled
+def product(weight, x, out, first, last, add):
+    """Rows first .. last - 1 of x times a whole matrix in panels, written to out or added to it."""
+    products(weight, 0, len(weight), x, 0, weight.shape[1], out, first, last, add)
 
 
 @compiled
@@ -322,37 +260,11 @@ def normalise(x, weight, eps, out):
 
 
 @compiled
-def score(joint, keys, first, last, start, stop, out):
-    """out (H, capacity)[query, n] = joint (.., d)[query] . keys (capacity, d)[n].
-
-    For queries first .. last - 1 and n from start to stop - 1.
-    """
-    head = keys.shape[1]
-    whole = head - head % LANES
-    n = start
-    while n <= stop - 8:
-        for query in range(first, last):
-            a = b = c = d = e = f = g = h = nothing()
-            for k in range(0, whole, LANES):
-                a = plus_products(a, joint, query, k, keys, n, k)
-                b = plus_products(b, joint, query, k, keys, n + 1, k)
-                c = plus_products(c, joint, query, k, keys, n + 2, k)
-                d = plus_products(d, joint, query, k, keys, n + 3, k)
-                e = plus_products(e, joint, query, k, keys, n + 4, k)
-                f = plus_products(f, joint, query, k, keys, n + 5, k)
-                g = plus_products(g, joint, query, k, keys, n + 6, k)
-                h = plus_products(h, joint, query, k, keys, n + 7, k)
-            put_sums((a, b, c, d, e, f, g, h), out, query, n)
-            for place in range(n, n + 8):
-                for k in range(whole, head):
-                    out[query, place] += joint[query, k] * keys[place, k]
-        n += 8
-    for query in range(first, last):
-        for place in range(n, stop):
-            total = zero
-            for k in range(head):
-                total += joint[query, k] * keys[place, k]
-            out[query, place] = total
+def turn(keys, start, stop, turned):
+    """Write keys (capacity, d) of positions start .. stop - 1 into panels (capacity / LANES, d, LANES)."""
+    for position in range(start, stop):
+        for k in range(keys.shape[1]):
+            turned[position // LANES, k, position % LANES] = keys[position, k]
 
 
 @compiled
@@ -378,58 +290,42 @@ def share(scores, place, scale, slope, roots):
 def mix(shares, values, first, last, start, stop, out):
     """Add shares (H, capacity)[query] @ values (capacity, d) of positions start .. stop - 1 to out (H, d)[query]."""
     head = values.shape[1]
-    for begin in range(start, stop, BLOCK):
-        end = min(begin + BLOCK, stop)
-        for query in range(first, last):
-            column = 0
-            while column <= head - 2 * LANES:
-                a = b = c = d = e = f = g = h = nothing()
-                for p in range(begin, end - 3, 4):
-                    a = plus_product(a, shares[query, p], values, p, column)
-                    b = plus_product(b, shares[query, p], values, p, column + LANES)
-                    c = plus_product(c, shares[query, p + 1], values, p + 1, column)
-                    d = plus_product(d, shares[query, p + 1], values, p + 1, column + LANES)
-                    e = plus_product(e, shares[query, p + 2], values, p + 2, column)
-                    f = plus_product(f, shares[query, p + 2], values, p + 2, column + LANES)
-                    g = plus_product(g, shares[query, p + 3], values, p + 3, column)
-                    h = plus_product(h, shares[query, p + 3], values, p + 3, column + LANES)
-                for p in range(end - (end - begin) % 4, end):
-                    a = plus_product(a, shares[query, p], values, p, column)
-                    b = plus_product(b, shares[query, p], values, p, column + LANES)
-                add_sum((a, c, e, g), out, query, column)
-                add_sum((b, d, f, h), out, query, column + LANES)
-                column += 2 * LANES
-            for k in range(column, head):
-                for p in range(begin, end):
-                    out[query, k] += shares[query, p] * values[p, k]
+    products(values, 0, head // LANES, shares, start, stop, out, first, last, True)
+    for query in range(first, last):
+        for k in range(head - head % LANES, head):
+            for position in range(start, stop):
+                out[query, k] += shares[query, position] * values[position, k]
 
 
 @compiled
-def attend(joint, cells, row, common, place, slopes, roots, scores, out):
-    """Attention of all heads to positions 0 .. place, after the newest key and value were written there.
+def attend(joint, cells, turned, row, like, common, known, place, slopes, roots, scores, out):
+    """Attention of a row to positions 0 .. place, after the newest key and value were written there.
 
-    joint: queries, keys, values of the newest position, ((H + 2 G), d).   cells: keys and values of all sequences,
-    (2, B, G, capacity, d); the first ``common`` positions of ``row`` are those of row 0.   out: (H, d).
+    joint: queries, keys, values of the newest position, (H + 2 G, d).   cells: keys and values of all sequences,
+    (2, B, G, capacity, d).   turned: their keys in panels, (B, G, capacity / LANES, d, LANES), those of positions
+    0 .. known - 1 so far.   like: a row whose first ``common`` positions are the same.   out: (H, d).
     scores: room (H, capacity).   roots: as in share().
     """
     common, count = min(common, place), place + 1
     groups, heads, head = cells.shape[2], len(slopes), cells.shape[4]
     scale = one / np.sqrt(np.float32(head))
+    ahead, panels = common // LANES, place // LANES + 1
     for group in range(groups):
         first, last = group * heads // groups, (group + 1) * heads // groups
         keys, values = cells[0, row, group], cells[1, row, group]
         for k in range(head):
             keys[place, k] = joint[heads + group, k]
             values[place, k] = joint[heads + groups + group, k]
-        score(joint, cells[0, 0, group], first, last, 0, common, scores)
-        score(joint, keys, first, last, common, count, scores)
+        turn(keys, known, count, turned[row, group])
+        products(turned[like, group], 0, ahead, joint, 0, head, scores, first, last, False)
+        products(turned[row, group], ahead, panels, joint, 0, head, scores, first, last, False)
         for query in range(first, last):
             factor = one / share(scores[query], place, scale, slopes[query], roots)
             for position in range(count):
                 scores[query, position] *= factor
             for k in range(head):
                 out[query, k] = zero
-        mix(scores, cells[1, 0, group], first, last, 0, common, out)
+        mix(scores, cells[1, like, group], first, last, 0, common, out)
         mix(scores, values, first, last, common, count, out)
 
 
@@ -440,6 +336,8 @@ def carry(
     common,
     positions,
     cells,
+    turned,
+    known,
     slopes,
     eps,
     norms,
@@ -465,7 +363,10 @@ def carry(
         product(joint_weights[layer], normed, joint, first, last, False)
         for row in range(first, last):
             heads_joint, heads_context = joint[row].reshape((-1, head)), context[row].reshape((heads, head))
-            attend(heads_joint, cells[layer], row, common[0], positions[row], slopes, roots, scores[row], heads_context)
+            attend(
+                *(heads_joint, cells[layer], turned[layer], row, first, common[0], known[row], positions[row]),
+                *(slopes, roots, scores[row], heads_context),
+            )
         product(output_weights[layer], context, hidden, first, last, True)
         for row in range(first, last):
             normalise(hidden[row], norms[2 * layer + 1], eps, normed[row])
@@ -477,6 +378,7 @@ def carry(
         product(down_weights[layer], gated, hidden, first, last, True)
     for row in range(first, last):
         normalise(hidden[row], norms[len(norms) - 1], eps, normed[row])
+        known[row] = positions[row] + 1
 
 
 @compiled

@@ -114,6 +114,8 @@ class DecodeState:
         """Where the next id will stand; where its row of biases begins in the table; how many ids have been drawn."""
         self.common = room(1, dtype=torch.int64)
         """How many positions all sequences begin with: the same keys and values in every row."""
+        self.known = room(batch, dtype=torch.int64)
+        """How many positions of a row the layers have taken over into a form of their own; none once it is another."""
         self.onwards = torch.tensor([[1], [-1], [1]], device=device)
         # Column x of the table is the bias of a key that lies capacity - 1 - x before the query (after it: -inf),
         # so that every row of biases is a stretch of it.
@@ -150,6 +152,7 @@ class DecodeState:
         self.uniforms[row, : len(uniforms)] = uniforms
         self.counters[:, row] = torch.tensor([length, self.capacity - 1 - length, 0], device=device)
         self.normed[row] = hidden
+        self.known[row] = 0
 
     def rest(self, row: int) -> None:
         """Make ``row`` one that is computed for nothing: it begins anew at position 0, lest it run out of room."""
@@ -159,6 +162,7 @@ class DecodeState:
         """Put the sequence of ``row`` in the place of another, which has ended."""
         self.cache.row(to).begin_with(self.cache.row(row).first(self.capacity))
         self.counters[:, to] = self.counters[:, row]
+        self.known[to] = 0
         for tensor in (self.newest, self.history, self.uniforms):
             tensor[to] = tensor[row]
 
