@@ -147,6 +147,44 @@ def test_a_compiled_model_speaks_as_a_plain_one(tmp_path, params: SamplingParams
     assert astray <= (1 if params.top_p < 1 else 0)
 
 
+@pytest.mark.parametrize("common", [3, 37, 64])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_all_begin_with_is_read_of_one_and_stays_right_when_sequences_end(
+    tmp_path, threads: int, common: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    tiny = Tiny(tmp_path, 1)
+    tiny.favour_end(3.5)
+    plain, ours = tiny.lm(1), tiny.lm()
+    plain._layers = PlainLayers
+    ids = [*tiny.vocabulary.linguistic]
+    prompts = [[*ids[:common], *ids[20 + row : 30 + 2 * row]] for row in range(9)]
+    many = {"seeds": list(range(9)), "max_tokens": [12 * GROUP] * 9, "shared": [common] * 9}
+    for again in range(2):  # the second time in the same room, where others have been
+        theirs, spoken = (lm.generate_many(prompts, SamplingParams(1.2), **many) for lm in (plain, ours))
+        assert [one.tokens.numbers.tolist() for one in spoken] == [one.tokens.numbers.tolist() for one in theirs]
+        assert len({one.new_ids for one in spoken}) > 1
+        prompts = [prompt[::-1] for prompt in prompts]
+        many["shared"] = [0] * 9 if again == 0 else many["shared"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shared", "common"),
+    [
+        ([[1, 2, 3], [1, 2, 4]], [2, 2], 2),
+        ([[1, 2, 3], [1, 2, 4]], [2, 1], 0),  # the same ids, but read in another way
+        ([[1, 2, 3], [1, 5, 4]], [2, 2], 0),
+        ([[1, 2, 3], [1, 2, 3]], [2, 2], 3),
+        ([[1, 2, 3]], [0], 3),
+    ],
+)
+def test_common_is_what_was_read_once(tmp_path, prompts: list[list[int]], shared: list[int], common: int) -> None:
+    lm = Tiny(tmp_path, 1).lm()
+    lm.generate_many(prompts, GREEDY, seeds=[0] * len(prompts), max_tokens=[GROUP] * len(prompts), shared=shared)
+    (workspace,) = lm._workspaces._free
+    assert workspace.state.common.tolist() == [common]
+
+
 def test_what_is_no_number_is_found(tmp_path) -> None:
     tiny = Tiny(tmp_path, 1)
     lm = tiny.lm(1)

@@ -270,10 +270,13 @@ def test_rows_that_have_ended_are_not_computed(tmp_path: Path, monkeypatch: pyte
     tiny = Tiny(tmp_path, 1)
     tiny.favour_end(-1e4)
     lm, rows = tiny.lm(), []
-    run = Step.run
-    monkeypatch.setattr(
-        Step, "run", lambda step, keys, choice: (rows.append(len(step._newest)), run(step, keys, choice))
-    )
+    run_on = Step.run_on
+
+    def listen(step: Step, keys: list[int], choices: list[int]) -> None:
+        rows.extend([len(step._newest)] * len(choices))
+        run_on(step, keys, choices)
+
+    monkeypatch.setattr(Step, "run_on", listen)
     lm.generate_many(different_prompts(3), SamplingParams(), seeds=[0, 1, 2], max_tokens=[10, 5, 20])
     assert rows == [3] * 4 + [2] * 5 + [1] * 10
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stepaudio.llm.graphs import Work
-from stepaudio.llm.layers import Layers, LayersMaker, PlainLayers
+from stepaudio.llm.layers import Layers, LayersMaker, PlainLayers, Steps
 from stepaudio.llm.quantised import plain
 from stepaudio.llm.sampling import Choice
 from stepaudio.llm.step import DecodeState, StepWeights
@@ -80,15 +80,12 @@ class Network:
         """Have the kernels compiled, or read from disk, by a first use. Raises kernels.FAILURES where Numba fails."""
         layers = CompiledLayers(self, DecodeState(weights, 1, 1), 1)
         anything = Choice(weights.embedding[:1].t(), torch.zeros(1, dtype=torch.int64))
-        params = SamplingParams()
-        works = [
-            layers.through(1),
-            *(layers.draws([anything], params) or ()),
-            *(layers.steps([anything], params) or ()),
-        ]
+        draws, steps = layers.draws([anything], SamplingParams()), layers.steps([anything], SamplingParams())
         start = time.perf_counter()
-        for work in works:
-            work()
+        layers.through(1)()
+        if draws and steps:
+            draws[0]()
+            steps([0])
         log.info("The decode step was compiled, or read from disk, in %.1f s.", time.perf_counter() - start)
 
     def stored(self, weight: Tensor) -> NDArray[np.generic]:
@@ -167,19 +164,27 @@ class CompiledLayers(Layers):
         """Return the work that draws from each choice; see Layers. What top_p drops is found by torch's sorting."""
         return None if params.top_p < 1.0 else [self._draw(self._drawing(choice, params)) for choice in choices]
 
-    def steps(self, choices: Sequence[Choice], params: SamplingParams) -> list[Work] | None:
-        """Return the work of a step that draws from each choice, where draws() does."""
-        return None if params.top_p < 1.0 else [self._step(self._drawing(choice, params)) for choice in choices]
+    def steps(self, choices: Sequence[Choice], params: SamplingParams) -> Steps | None:
+        """Return what takes steps, where draws() does not leave the drawing to torch.
+
+        Sequences do not depend on each other: no thread waits for another one before all the steps are taken.
+        """
+        if params.top_p < 1.0:
+            return None
+        network, state = self._network, self._state
+        moving = (tensor.numpy() for tensor in (state.hidden, state.newest, state.counters, state.history))
+        shared = (network.embedding, *moving, self._arguments)
+        drawings = [self._drawing(choice, params) for choice in choices]
+
+        def take(first: int, last: int, numbers: Sequence[int]) -> None:
+            for number in numbers:
+                network.kernels.step(first, last, *shared, drawings[number])
+
+        return lambda numbers: network.together(take, self._parts, numbers)
 
     def _draw(self, drawing: tuple[object, ...]) -> Work:
         network, drawn = self._network, self._state.counters[2].numpy()
         return lambda: network.together(network.kernels.draw, self._parts, int(drawn[0]), *drawing)
-
-    def _step(self, drawing: tuple[object, ...]) -> Work:
-        network, state = self._network, self._state
-        moving = (state.hidden, state.newest, state.counters, state.history)
-        arguments = (network.embedding, *(tensor.numpy() for tensor in moving), self._arguments, drawing)
-        return lambda: network.together(network.kernels.step, self._parts, *arguments)
 
     def _drawing(self, choice: Choice, params: SamplingParams) -> tuple[object, ...]:
         """Return what kernels.draw() is called with besides rows and place."""

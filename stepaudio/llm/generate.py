@@ -340,9 +340,11 @@ class SpeechLM:
                     if not live:
                         return
                     step = self._step(live, workspace, params)
-            keys = KeyValueCache.rounded(max(row.length(drawn) for row in live))
-            step.run(keys, self._head.choice(drawn))
-            drawn += 1
+            limit = min(row.limit for row in live)
+            following = range(drawn, min(limit, drawn + self._look_every - drawn % self._look_every))
+            keys = [KeyValueCache.rounded(max(row.length(place) for row in live)) for place in following]
+            step.run_on(keys, [self._head.choice(place) for place in following])
+            drawn = following.stop
 
     def _step(self, live: list[_Row], workspace: Workspace, params: SamplingParams) -> Step:
         """Return the step of the rows that go on; what it computes beside them, nobody looks at."""

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from stepaudio.types import SamplingParams
 
 
+Steps = Callable[[Sequence[int]], None]
+"""Takes a step for each number of a choice, one after the other."""
+
+
 class Layers(Protocol):
     """The layers of the first rows of a state."""
 
@@ -41,8 +45,8 @@ class Layers(Protocol):
         del choices, params
         return None
 
-    def steps(self, choices: Sequence[Choice], params: SamplingParams) -> list[Work] | None:
-        """Return for each choice the work of a whole step that ends in drawing from it; None: Step puts it together."""
+    def steps(self, choices: Sequence[Choice], params: SamplingParams) -> Steps | None:
+        """Return what takes whole steps that end in drawing from one of the choices; None: Step puts them together."""
         del choices, params
         return None
 
