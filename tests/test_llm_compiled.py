@@ -74,7 +74,7 @@ def drawn_both_ways(
         *(0, 1, 0),
         *(logits[None].numpy(), network().stored(torch.eye(len(logits))), ids.numpy(), history[None].numpy()),
         *(np.full((1, 1), uniform), np.float32(params.temperature), params.repetition_rule),
-        np.zeros((1, len(logits)), np.float32) if room is None else room,
+        np.zeros((1, network().filled(len(logits))), np.float32) if room is None else room,
         np.zeros((1, min(params.top_k, len(logits))), np.float32),
         ours,
     )
@@ -110,7 +110,7 @@ def test_a_third_repetition_is_banned_as_by_torch(before: list[int], banned: boo
     ids = [UNKNOWN_ID if one == UNKNOWN_ID else 100 + one for one in reversed(before)]
     filler = [90 + place for place in range(10 - len(ids))]
     history = torch.tensor([*ids[:1], *filler, *ids[1:]])
-    logits, room = torch.zeros(12), np.zeros((1, 12), np.float32)
+    logits, room = torch.zeros(12), np.zeros((1, 16), np.float32)
     logits[7], logits[3] = 9.0, 5.0
     theirs, ours = drawn_both_ways(logits, history, 0.5, GREEDY, room)
     assert ours == theirs == (103 if banned else 107)

@@ -96,10 +96,14 @@ class Network:
         """
         halves = weight.half()
         narrow = self.kernels.widens_halves() and torch.equal(halves.float(), weight)
-        lanes = self.kernels.LANES
-        filled = F.pad(halves if narrow else weight, (0, 0, 0, -weight.shape[-2] % lanes))
-        panels = filled.unflatten(-2, (-1, lanes)).transpose(-1, -2).contiguous()
+        outer = weight.shape[-2]
+        filled = F.pad(halves if narrow else weight, (0, 0, 0, self.filled(outer) - outer))
+        panels = filled.unflatten(-2, (-1, self.kernels.LANES)).transpose(-1, -2).contiguous()
         return (panels.view(torch.uint16) if narrow else panels).numpy()
+
+    def filled(self, width: int) -> int:
+        """Return how wide whole panels are for so many numbers."""
+        return -(-width // self.kernels.LANES) * self.kernels.LANES
 
     def head(self, choice: Choice) -> NDArray[np.generic]:
         """Return the rows of the head that are a choice, (n, D), as the kernels read them."""
@@ -138,8 +142,8 @@ class CompiledLayers(Layers):
         self._normed = state.normed.numpy()
         distances = torch.arange(state.capacity - 1, -1, -1, dtype=torch.float32)
 
-        def room(*shape: int) -> NDArray[np.float32]:
-            return torch.zeros(rows, *shape).numpy()  # of torch's own, which begins where a vector should
+        def room(width: int) -> NDArray[np.float32]:
+            return torch.zeros(rows, network.filled(width)).numpy()
 
         self._arguments = (
             state.common.numpy(),
@@ -150,8 +154,12 @@ class CompiledLayers(Layers):
             *network.tables,
             state.hidden.numpy(),
             self._normed,
-            *(room(width) for width in (wide, size.hidden, 2 * size.intermediate, size.intermediate)),
-            room(size.heads, state.capacity),
+            room(size.hidden),
+            room(wide),
+            torch.zeros(rows, size.hidden).numpy(),
+            room(2 * size.intermediate),
+            torch.zeros(rows, size.intermediate).numpy(),
+            torch.zeros(rows, size.heads, state.capacity).numpy(),
             distances.sqrt().numpy(),
         )
 
@@ -193,7 +201,7 @@ class CompiledLayers(Layers):
             *(self._normed, self._network.head(choice), choice.ids.numpy()),
             *(state.history.numpy(), state.uniforms.numpy()),
             *(np.float32(params.temperature), params.repetition_rule),
-            torch.zeros(rows, columns).numpy(),
+            torch.zeros(rows, self._network.filled(columns)).numpy(),
             np.zeros((rows, min(params.top_k, columns)), np.float32),
             state.newest.numpy(),
         )

@@ -23,17 +23,21 @@ from numba.extending import intrinsic
 from stepaudio.llm.sampling import REPETITION_WINDOW, UNKNOWN_ID
 
 WIDE = binding.get_host_cpu_features().get("avx512f", False)
-LANES, SIDE_BY_SIDE = (16, 8) if WIDE else (8, 4)
-"""Numbers in a vector, and sequences that share a reading of the weights: what the processor's registers hold."""
+LANES, SIDE_BY_SIDE, DEEP = (16, 8, 2) if WIDE else (8, 4, 1)
+"""Numbers in a vector, sequences that share a reading of the weights, and in how many sums the products of fewer are
+added up: what the processor's registers hold."""
 
 LEAST_BESIDE, AT_ONCE = 4, 8
-"""Fewer sequences than this go one by one, with so many sums at once."""
+"""As many sequences are a thread's at least, if there are several; the products of one are added up in so many sums."""
 
 ORDER_OF_SUMS = ("reassoc", "contract", "nsz")
 """What of float arithmetic the compiler may change; what is no number must stay so, for the check after a decode."""
 
 FAILURES = (numba.core.errors.NumbaError, RuntimeError, OSError)
 """What calling a kernel may raise where it cannot be compiled: by Numba, by LLVM, by the disk that keeps it."""
+
+BEGINNING, FRESH, MORE = np.intp(0), np.bool_(False), np.bool_(True)
+"""Where to begin; whether to add. A function is compiled once more for each literal that it is called with."""
 
 zero, half, one = np.float32(0), np.float32(0.5), np.float32(1)
 lowest = np.float32(-np.inf)
@@ -114,31 +118,18 @@ def _plus_product(builder, total, a, b):
     return _sum(builder, total, builder.fmul(a, b, flags=ORDER_OF_SUMS))
 
 
-def _write(builder, vector, place, adding, columns):
-    """Write a vector, or the sum of it and what is there; ``columns``: how many there are from that place on."""
-
-    def write(result, place):
-        more = _sum(builder, builder.load(place, align=4), result)
-        builder.store(builder.select(adding, more, result), place, align=4)
-
-    with builder.if_else(builder.icmp_signed(">=", columns, columns.type(LANES))) as (all_of_it, a_part):
-        with all_of_it:
-            write(vector, builder.bitcast(place, vector.type.as_pointer()))
-        with a_part, cgutils.for_range(builder, columns) as loop:
-            write(builder.extract_element(vector, loop.index), builder.gep(place, [loop.index]))
-
-
 @intrinsic(prefer_literal=True)
 def tile(_context, weight, panel, panels, x, row, rows, deep, start, stop, out, add):
     """out[row + i, n] = the sum of weight[k, n] * x[row + i, k], or that added to it.
 
     For all i < rows, all n in ``panels`` panels of LANES from ``panel`` on, and k from start to stop - 1.
-    weight: (K, N), or in panels, (.., K, LANES), as Network.stored() makes it.
+    weight: (K, N), or in panels, (.., K, LANES), as Network.stored() makes it.   out: has room for whole panels.
     panels, rows, deep: constants; each number is the sum of ``deep`` ones, which the processor adds to side by side.
     """
     wide, high, parts = panels.literal_value, rows.literal_value, deep.literal_value
 
     def emit(context, builder, signature, arguments):
+        builder.function.attributes.add("noinline")  # else every function that calls this one would get its copy
         kinds, (factors, panel, _, inputs, row, _, _, start, stop, results, adding) = signature.args, arguments
         nought = panel.type(0)
 
@@ -176,12 +167,13 @@ def tile(_context, weight, panel, panels, x, row, rows, deep, start, stop, out, 
         if parts > 1:
             with cgutils.for_range_slice(builder, whole, stop, panel.type(1)) as (k, _):
                 step(k, 0)
-        columns = builder.extract_value(context.make_array(kinds[9])(context, builder, results).shape, 1)
         for i, j in itertools.product(range(high), range(wide)):
-            vectors = [builder.load(total) for total in totals[i][j]]
             column = builder.mul(after(panel, j), panel.type(LANES))
             place = _place(context, builder, kinds[9], results, [after(row, i), column])
-            _write(builder, _sum(builder, *vectors), place, adding, builder.sub(columns, column))
+            place = builder.bitcast(place, VECTOR.as_pointer())
+            result = _sum(builder, *(builder.load(total) for total in totals[i][j]))
+            more = _sum(builder, builder.load(place, align=4), result)
+            builder.store(builder.select(adding, more, result), place, align=4)
         return context.get_dummy_value()
 
     places = types.intp, types.intp
@@ -213,49 +205,40 @@ def products(weight, panel, end, x, start, stop, out, first, last, add):
     """
     row = first
     while row < last:
-        here = panel
-        if last - row >= SIDE_BY_SIDE:
-            while here < end - 1:
+        high, pairs = last - row, end - (end - panel) % 2
+        if high >= SIDE_BY_SIDE:
+            high = SIDE_BY_SIDE
+            for here in range(panel, pairs, 2):
                 tile(weight, here, 2, x, row, SIDE_BY_SIDE, 1, start, stop, out, add)
-                here += 2
-            if here < end:
-                tile(weight, here, 1, x, row, SIDE_BY_SIDE, 1, start, stop, out, add)
-            row += SIDE_BY_SIDE
-        elif last - row >= LEAST_BESIDE:
-            while here < end - 1:
-                tile(weight, here, 2, x, row, LEAST_BESIDE, 1, start, stop, out, add)
-                here += 2
-            if here < end:
-                tile(weight, here, 1, x, row, LEAST_BESIDE, 1, start, stop, out, add)
-            row += LEAST_BESIDE
-        elif last - row == 3:
-            while here < end - 1:
-                tile(weight, here, 2, x, row, 3, 2, start, stop, out, add)
-                here += 2
-            if here < end:
-                tile(weight, here, 1, x, row, 3, 2, start, stop, out, add)
-            row += 3
+        elif high >= LEAST_BESIDE:
+            high = LEAST_BESIDE
+            for here in range(panel, pairs, 2):
+                tile(weight, here, 2, x, row, LEAST_BESIDE, DEEP, start, stop, out, add)
+        elif high == 3:
+            for here in range(panel, pairs, 2):
+                tile(weight, here, 2, x, row, 3, DEEP, start, stop, out, add)
         else:
-            while here < end:
-                tile(weight, here, 1, x, row, 1, AT_ONCE, start, stop, out, add)
-                here += 1
-            row += 1
+            high, pairs = 1, panel
+        for place in range(row, row + high):
+            for here in range(pairs, end):
+                tile(weight, here, 1, x, place, 1, AT_ONCE, start, stop, out, add)
+        row += high
 
 
 @compiled
 def product(weight, x, out, first, last, add):
     """Rows first .. last - 1 of x times a whole matrix in panels, written to out or added to it."""
-    products(weight, 0, len(weight), x, 0, weight.shape[1], out, first, last, add)
+    products(weight, BEGINNING, len(weight), x, BEGINNING, weight.shape[1], out, first, last, add)
 
 
 @compiled
 def normalise(x, weight, eps, out):
-    """RMSNorm of x (D,)."""
+    """RMSNorm of the first D numbers of x, out (D,)."""
     square = zero
-    for k in range(len(x)):
+    for k in range(len(out)):
         square += x[k] * x[k]
-    root = one / np.sqrt(square / np.float32(len(x)) + eps)
-    for k in range(len(x)):
+    root = one / np.sqrt(square / np.float32(len(out)) + eps)
+    for k in range(len(out)):
         out[k] = x[k] * root * weight[k]
 
 
@@ -287,17 +270,6 @@ def share(scores, place, scale, slope, roots):
 
 
 @compiled
-def mix(shares, values, first, last, start, stop, out):
-    """Add shares (H, capacity)[query] @ values (capacity, d) of positions start .. stop - 1 to out (H, d)[query]."""
-    head = values.shape[1]
-    products(values, 0, head // LANES, shares, start, stop, out, first, last, True)
-    for query in range(first, last):
-        for k in range(head - head % LANES, head):
-            for position in range(start, stop):
-                out[query, k] += shares[query, position] * values[position, k]
-
-
-@compiled
 def attend(joint, cells, turned, row, like, common, known, place, slopes, roots, scores, out):
     """Attention of a row to positions 0 .. place, after the newest key and value were written there.
 
@@ -317,16 +289,21 @@ def attend(joint, cells, turned, row, like, common, known, place, slopes, roots,
             keys[place, k] = joint[heads + group, k]
             values[place, k] = joint[heads + groups + group, k]
         turn(keys, known, count, turned[row, group])
-        products(turned[like, group], 0, ahead, joint, 0, head, scores, first, last, False)
-        products(turned[row, group], ahead, panels, joint, 0, head, scores, first, last, False)
+        products(turned[like, group], BEGINNING, ahead, joint, BEGINNING, head, scores, first, last, FRESH)
+        products(turned[row, group], ahead, panels, joint, BEGINNING, head, scores, first, last, FRESH)
         for query in range(first, last):
             factor = one / share(scores[query], place, scale, slopes[query], roots)
             for position in range(count):
                 scores[query, position] *= factor
             for k in range(head):
                 out[query, k] = zero
-        mix(scores, cells[1, like, group], first, last, 0, common, out)
-        mix(scores, values, first, last, common, count, out)
+        whole = head // LANES
+        products(cells[1, like, group], BEGINNING, whole, scores, BEGINNING, common, out, first, last, MORE)
+        products(values, BEGINNING, whole, scores, common, count, out, first, last, MORE)
+        for k in range(whole * LANES, head):
+            for query in range(first, last):
+                for position in range(count):
+                    out[query, k] += scores[query, position] * values[position, k]
 
 
 @compiled
@@ -345,8 +322,9 @@ def carry(
     output_weights,
     gate_up_weights,
     down_weights,
-    hidden,
+    states,
     normed,
+    hidden,
     joint,
     context,
     gate_up,
@@ -354,28 +332,32 @@ def carry(
     scores,
     roots,
 ):
-    """Carry rows from hidden through all layers and the final norm to normed; see CompiledLayers."""
+    """Carry rows from states through all layers and the final norm to normed; see CompiledLayers."""
     units = gated.shape[1]
-    heads, head = len(slopes), cells.shape[5]
+    heads, groups, head = len(slopes), cells.shape[3], cells.shape[5]
+    wide = (heads + 2 * groups) * head
+    for row in range(first, last):
+        for k in range(states.shape[1]):
+            hidden[row, k] = states[row, k]
     for layer in range(len(joint_weights)):
         for row in range(first, last):
             normalise(hidden[row], norms[2 * layer], eps, normed[row])
-        product(joint_weights[layer], normed, joint, first, last, False)
+        product(joint_weights[layer], normed, joint, first, last, FRESH)
         for row in range(first, last):
-            heads_joint, heads_context = joint[row].reshape((-1, head)), context[row].reshape((heads, head))
+            heads_joint, heads_context = joint[row, :wide].reshape((-1, head)), context[row].reshape((heads, head))
             attend(
                 *(heads_joint, cells[layer], turned[layer], row, first, common[0], known[row], positions[row]),
                 *(slopes, roots, scores[row], heads_context),
             )
-        product(output_weights[layer], context, hidden, first, last, True)
+        product(output_weights[layer], context, hidden, first, last, MORE)
         for row in range(first, last):
             normalise(hidden[row], norms[2 * layer + 1], eps, normed[row])
-        product(gate_up_weights[layer], normed, gate_up, first, last, False)
+        product(gate_up_weights[layer], normed, gate_up, first, last, FRESH)
         for row in range(first, last):
             for k in range(units):
                 gate = gate_up[row, k]
                 gated[row, k] = gate / (one + exponential(-gate)) * gate_up[row, units + k]
-        product(down_weights[layer], gated, hidden, first, last, True)
+        product(down_weights[layer], gated, hidden, first, last, MORE)
     for row in range(first, last):
         normalise(hidden[row], norms[len(norms) - 1], eps, normed[row])
         known[row] = positions[row] + 1
@@ -420,7 +402,7 @@ def draw(
     newest,
 ):
     """Draw an id of each row, as sampling.Drawer does; drawn: how many there are."""
-    product(weight, normed, logits, first, last, False)
+    product(weight, normed, logits, first, last, FRESH)
     columns = len(ids)
     for row in range(first, last):
         latest, seen = history[row, drawn + REPETITION_WINDOW - 1], 0
@@ -441,7 +423,7 @@ def draw(
             logits[row, column] /= temperature
         least = lowest
         if 0 < best.shape[1] < columns:
-            least = least_of_best(logits[row], best[row])
+            least = least_of_best(logits[row, :columns], best[row])
         highest = logits[row, peak]
         total = np.float64(0)
         for column in range(columns):
