@@ -183,11 +183,22 @@ def fail_after(function, calls: int, error: Exception):
     return failing
 
 
-def failing_model(generate, calls: int, error: Exception):
-    """Return the language model's generate, which fails once it has told of numbers so often."""
-    return lambda *args, on_numbers, **kwargs: generate(
-        *args, on_numbers=fail_after(on_numbers, calls, error), **kwargs
-    )
+def failing_model(generate, ids: int, error: Exception):
+    """Return the language model's generate, which fails once it has told of more numbers than so many."""
+
+    def failing(*args, on_numbers, **kwargs):
+        heard = 0
+
+        def hear(numbers):
+            nonlocal heard
+            heard += len(numbers)
+            if heard > ids:
+                raise error
+            on_numbers(numbers)
+
+        return generate(*args, on_numbers=hear, **kwargs)
+
+    return failing
 
 
 @pytest.mark.parametrize("side", ["model", "vocoder"])
@@ -195,7 +206,7 @@ def test_an_error_of_either_side_ends_both_and_is_raised_once(pipeline, referenc
     stream = streamed(pipeline, reference, max_seconds=30.0)
     error = GenerationError("made up")
     if side == "model":
-        monkeypatch.setattr(pipeline._lm, "generate", failing_model(pipeline._lm.generate, 120, error))
+        monkeypatch.setattr(pipeline._lm, "generate", failing_model(pipeline._lm.generate, 600, error))
     else:
         monkeypatch.setattr(stream.voice, "push", fail_after(stream.voice.push, 20, error))
     next(stream)

@@ -47,7 +47,10 @@ reach = np.float32(87)
 
 
 def compiled(function):
-    """Return a function that Numba compiles when it is called, and keeps on disk if it can."""
+    """Return a function that Numba compiles when it is called, and keeps on disk if it can.
+
+    Without Numba's own memory (_nrt): nothing is allocated, and who holds an array need not be counted at every call.
+    """
     options = {"fastmath": set(ORDER_OF_SUMS), "nogil": True, "error_model": "numpy", "_nrt": False}
     try:
         return numba.njit(cache=True, **options)(function)
@@ -263,7 +266,7 @@ def share(scores, place, scale, slope, roots):
         scores[position] = scores[position] * scale - slope * away[position]
         peak = higher(peak, scores[position])
     total = zero
-    for position in range(place + 1):
+    for position in range(count):
         scores[position] = exponential(scores[position] - peak)
         total += scores[position]
     return total
@@ -288,7 +291,7 @@ def attend(joint, cells, turned, row, like, common, known, place, slopes, roots,
         for k in range(head):
             keys[place, k] = joint[heads + group, k]
             values[place, k] = joint[heads + groups + group, k]
-        turn(keys, known, count, turned[row, group])
+        turn(keys, min(known, place), count, turned[row, group])
         products(turned[like, group], BEGINNING, ahead, joint, BEGINNING, head, scores, first, last, FRESH)
         products(turned[row, group], ahead, panels, joint, BEGINNING, head, scores, first, last, FRESH)
         for query in range(first, last):
