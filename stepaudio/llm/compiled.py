@@ -142,7 +142,7 @@ class CompiledLayers(Layers):
         self._normed = state.normed.numpy()
         distances = torch.arange(state.capacity - 1, -1, -1, dtype=torch.float32)
 
-        def room(width: int) -> NDArray[np.float32]:
+        def room(width: int) -> NDArray[np.float32]:  # for what products are written to
             return torch.zeros(rows, network.filled(width)).numpy()
 
         self._arguments = (

@@ -322,11 +322,11 @@ class SpeechLM:
         live = list(rows)
         state = workspace.state
         most, seen = sum(row.limit for row in rows), 0
+        limit = min(row.limit for row in live)
         step = self._step(live, workspace, params)
         step.draw(self._head.choice(0))
         drawn = 1
         while True:
-            limit = min(row.limit for row in live)
             if drawn == limit or drawn % self._look_every == 0:
                 listeners.stop_if_wished()
                 for row, fresh in zip(live, state.drawn(len(live), seen, drawn), strict=True):
@@ -339,10 +339,11 @@ class SpeechLM:
                     live = _closed_up(live, state)
                     if not live:
                         return
+                    limit = min(row.limit for row in live)
                     step = self._step(live, workspace, params)
-            limit = min(row.limit for row in live)
             following = range(drawn, min(limit, drawn + self._look_every - drawn % self._look_every))
-            keys = [KeyValueCache.rounded(max(row.length(place) for row in live)) for place in following]
+            longest = max(row.length(0) for row in live)
+            keys = [KeyValueCache.rounded(longest + place) for place in following]
             step.run_on(keys, [self._head.choice(place) for place in following])
             drawn = following.stop
 

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, call-overload, call-arg, import-untyped"
-# mypy: disable-error-code="unreachable, var-annotated"
+# mypy: disable-error-code="unreachable"
 """The loops of compiled.py, for Numba: a step's layers and its draw, for the rows first .. last - 1 of a state.
 
 Importing this module imports Numba. Nothing is compiled before it is called with arrays; what was compiled is kept on
@@ -100,25 +100,16 @@ def _read(builder, place):
     return builder.fpext(builder.load(builder.bitcast(place, halves.as_pointer()), align=2), VECTOR)
 
 
-def _picked(builder, a, b, places):
-    """The numbers of two vectors, one after the other, that are in these places."""
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places))
-
-
 def _spread(builder, number):
     """A vector of one number."""
     first = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), number, ir.IntType(32)(0))
-    return _picked(builder, first, first, [0] * LANES)
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
 def _sum(builder, first, *others):
     for other in others:
         first = builder.fadd(first, other, flags=ORDER_OF_SUMS)
     return first
-
-
-def _plus_product(builder, total, a, b):
-    return _sum(builder, total, builder.fmul(a, b, flags=ORDER_OF_SUMS))
 
 
 @intrinsic(prefer_literal=True)
@@ -160,7 +151,8 @@ def tile(_context, weight, panel, panels, x, row, rows, deep, start, stop, out, 
             for place, sums in zip(right, totals, strict=True):
                 number = _spread(builder, builder.load(builder.gep(place, [k])))
                 for factor, total in zip(weights, sums, strict=True):
-                    builder.store(_plus_product(builder, builder.load(total[part]), factor, number), total[part])
+                    term = builder.fmul(factor, number, flags=ORDER_OF_SUMS)
+                    builder.store(_sum(builder, builder.load(total[part]), term), total[part])
 
         length = builder.sub(stop, start)
         whole = builder.add(start, builder.and_(length, length.type(-parts)))
@@ -298,15 +290,15 @@ def attend(joint, cells, turned, row, like, common, known, place, slopes, roots,
             factor = one / share(scores[query], place, scale, slopes[query], roots)
             for position in range(count):
                 scores[query, position] *= factor
-            for k in range(head):
-                out[query, k] = zero
         whole = head // LANES
-        products(cells[1, like, group], BEGINNING, whole, scores, BEGINNING, common, out, first, last, MORE)
+        products(cells[1, like, group], BEGINNING, whole, scores, BEGINNING, common, out, first, last, FRESH)
         products(values, BEGINNING, whole, scores, common, count, out, first, last, MORE)
         for k in range(whole * LANES, head):
             for query in range(first, last):
+                total = zero
                 for position in range(count):
-                    out[query, k] += scores[query, position] * values[position, k]
+                    total += scores[query, position] * values[position, k]
+                out[query, k] = total
 
 
 @compiled

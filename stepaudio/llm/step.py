@@ -241,22 +241,18 @@ class Step:
 
     def run(self, keys: int, choice: int) -> None:
         """Feed the newest ids, look at the first ``keys`` positions (theirs included), and draw the next ones."""
-        if self._steps is not None:
-            self._steps([choice])
-            return
-        work = self._works.get((keys, choice))
-        if work is None:
-            work = self._work(keys, choice)
-            self._works[keys, choice] = work if self._capture is None else Captured(work, self._capture)
-        self._works[keys, choice]()
+        self.run_on([keys], [choice])
 
     def run_on(self, keys: Sequence[int], choices: Sequence[int]) -> None:
         """Take several steps as run() does, for each of which the two lists have a number."""
         if self._steps is not None:
             self._steps(choices)
             return
-        for reach, choice in zip(keys, choices, strict=True):
-            self.run(reach, choice)
+        for one in zip(keys, choices, strict=True):
+            if one not in self._works:
+                work = self._work(*one)
+                self._works[one] = work if self._capture is None else Captured(work, self._capture)
+            self._works[one]()
 
     def _work(self, keys: int, choice: int) -> Work:
         if keys not in self._passes:
