@@ -39,6 +39,7 @@ class SoundFeed:
         self._wake: Callable[[], None] = lambda: None
         self.sample_rate = 0  # known once there is a piece
         self.timings = Timings(0.0)  # the stages before the first piece, known once there is one
+        self.notices: tuple[str, ...] = ()  # sentences, known by then
 
     @property
     def job(self) -> Job[Any] | None:
@@ -70,6 +71,10 @@ class SoundFeed:
         if left:
             job.cancel()
         job.when_over(lambda: self.end(job.error))
+
+    def note(self, notices: tuple[str, ...]) -> None:
+        """Tell what the user should know of the reference."""
+        self.notices = notices
 
     def begin(self, timings: Timings) -> None:
         """Tell what has been done before the first piece is made."""

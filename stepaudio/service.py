@@ -345,6 +345,8 @@ class Service:
         with timer.stage(request.label):
             with timer.stage(DECODE_AUDIO):
                 loaded, transcript = self._reference(request)
+            if isinstance(request, CloneRequest) and request.feed is not None:
+                request.feed.note(loaded.notices)  # the sound is heard before there is a result to tell it with
             reference = Reference(loaded.waveform, transcript)
             made = _run_within_memory(request, engine, reference, timer, job)
         with timer.stage(POST_PROCESS):

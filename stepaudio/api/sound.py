@@ -166,6 +166,7 @@ class SoundResponse(Response):
             "cache-control": "no-store",
             "x-accel-buffering": "no",  # nginx would collect it all first
             **self._more,
+            **{name.lower(): line for name, line in notice_header(feed.notices).items()},
         }
         return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 

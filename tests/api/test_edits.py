@@ -127,6 +127,11 @@ def test_what_was_cut_is_told_with_the_sound_and_the_saved_voice(make_service):
         spoken = client.post("/v1/audio/speech", json=body)
         assert spoken.status_code == 200
         assert "x-stepaudio-notice" not in spoken.headers
+        streamed = client.post("/stream", data={"transcript": "the words", "text": "Hello.", **SHORT}, files=long)
+        assert (streamed.status_code, streamed.headers["x-stepaudio-notice"]) == (200, cut)
+        again = client.post("/v1/audio/speech", json={**body, "stepaudio": SHORT})
+        assert again.status_code == 200
+        assert "x-stepaudio-notice" not in again.headers
 
 
 def test_what_is_cut_from_a_saved_voice_is_told_with_several_takes(make_service):
