@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ from stepaudio.device import choose
 from stepaudio.loading import load_encoder
 from stepaudio.types import Waveform
 from stepaudio.weights import WeightsFolder, read_card
-from training import codes, data, joint
-from training.align import Alignments
+from training import codes, data, hearing, joint, semantic
 from training.codes import Spoken
 from training.phones import IGNORED
 from training.shards import ClipRecord
@@ -53,9 +51,8 @@ def test_it_begins_with_the_codes_and_the_table_that_were_exported(
     table = model.trainee.flow.input_embedding.embedding.weight
     torch.testing.assert_close(model.table(), table, atol=1e-4, rtol=1e-4)
     one = clips[0]
-    banks, mels = ([torch.from_numpy(part.astype(np.float32))] for part in (one.bank, one.whisper))
     with torch.inference_mode():
-        (rows,) = model.embedded(joint.heard_of(banks, mels, 3 * one.groups))
+        (rows,) = model.embedded(hearing.whole(one))
     expected = model.trainee.flow.input_embedding(torch.from_numpy(one.spoken.rows.astype(np.int64))[None])[0]
     same = ((rows - expected).abs().amax(1) < 1e-3).float().mean()
     assert rows.shape == expected.shape
@@ -72,7 +69,7 @@ def test_the_loss_reaches_both_encoders_and_the_flow(model: joint.Joint, clips: 
     model.zero_grad()
     apart = {"frames.reader", "tokenizer.bottleneck.outside", "trainee.flow.input_embedding"}
     assert {name for name in untaught if not any(name.startswith(one) for one in apart)} == set()
-    assert joint.labels_of(clips[0], 10, 5).tolist() != [IGNORED] * 5
+    assert hearing.labels_of(clips[0], 10, 5).tolist() != [IGNORED] * 5
 
 
 def test_batches_of_one_length_have_one_shape_however_many_clips_came(clips: list[joint.Whole]) -> None:
@@ -80,31 +77,6 @@ def test_batches_of_one_length_have_one_shape_however_many_clips_came(clips: lis
     shapes = [[part.shape for part in lesson.tensors()] for lesson in lessons]
     assert shapes[0] == shapes[1]
     assert lessons[0].mel.shape == (3, 72, 80)
-
-
-def test_a_hurried_clip_is_squeezed_with_its_mel_and_its_phonemes(
-    clips: list[joint.Whole], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = replace(clips[1], bank=np.arange(len(clips[1].bank))[:, None] * np.ones((1, 80), np.float16))
-    record = replace(one.record, phones="ɑs", bounds=(0, one.record.count // 2, one.record.count))
-    spoken = replace(one.spoken, mel=np.arange(2 * len(one.spoken.rows))[:, None] * np.ones((1, 81)), record=record)
-    one = replace(one, spoken=spoken, record=record)
-    monkeypatch.setattr(joint, "HURRIED", 1.0)
-    steps, changes = set(), set()
-    for seed in range(12):
-        cut = joint.cut(one, 12, torch.Generator().manual_seed(seed))
-        assert cut.bank.shape == (142, 80)
-        assert cut.whisper.shape == (144, 128)
-        assert cut.mel.shape == (72, 80)
-        pace = float(cut.mel[40, 0] - cut.mel[20, 0]) / 20
-        steps.add(round(pace, 3))
-        np.testing.assert_allclose(float(cut.bank[80, 0] - cut.bank[40, 0]) / 40, pace, atol=0.02)
-        begin = 2 * float(cut.mel[10, 0]) - 20 * pace  # of the bank, in rows of 10 ms
-        assert abs(begin - float(cut.bank[0, 0])) < 3
-        changes.add(len(set(cut.labels.tolist())))
-    assert min(steps) < 0.95
-    assert max(steps) > 1.05
-    assert 2 in changes
 
 
 def test_what_it_has_become_is_written_and_the_product_hears_its_codes(
@@ -124,23 +96,7 @@ def test_what_it_has_become_is_written_and_the_product_hears_its_codes(
     found = encoder.encode(sound).encoding
     encoder.close()
     mels = [torch.from_numpy(data.mel_of(sound.samples, 16000)[0].astype(np.float32))]
-    padded, lengths = joint.gathered(mels)
+    padded, lengths = semantic.gathered(mels)
     with torch.inference_mode():
         expected = model.tokenizer(padded, lengths)[0]
     assert float((torch.from_numpy(found.semantic[:45]) == expected[:45]).float().mean()) > 0.8
-
-
-def test_recordings_are_aligned_by_what_the_features_tell(
-    model: joint.Joint, clips: list[joint.Whole], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "joint").mkdir()
-    torch.save({"model": model.state_dict()}, tmp_path / "joint" / joint.CHECKPOINT)
-    monkeypatch.setattr(joint, "read_wholes", lambda work, name: iter(clips[:1]))
-    monkeypatch.setattr(joint, "WORST", -np.inf)
-    joint.align(tmp_path, MINI, workers=0)
-    record = clips[0].spoken.record
-    found = Alignments(tmp_path, "recordings").of(replace(record, bounds=()))
-    assert found.phones == record.phones
-    assert len(found.bounds) == len(record.phones) + 1
-    assert all(0 <= bound <= record.count for bound in found.bounds)
-    assert list(found.bounds) == sorted(found.bounds)

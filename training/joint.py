@@ -1,4 +1,4 @@
-"""Train both code encoders and the flow together: ``python -m training.joint {align,train,export} --work W``.
+"""Train both code encoders and the flow together: ``python -m training.joint {train,export} --work W``.
 
 Apart, each encoder learned to tell phonemes through its own bottleneck, so the two streams of codes say much the same
 twice, and what both get wrong nobody hears: recordings of unknown voices came back with the wrong words, however long
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader, Dataset
 
 from stepaudio.tokens import (
     GROUP_SECONDS,
     LINGUISTIC_CODES,
-    LINGUISTIC_PER_GROUP,
     PAD_LINGUISTIC,
     ROWS_PER_GROUP,
     SEMANTIC_ROW_OFFSET,
@@ -35,24 +32,21 @@ from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from stepaudio.weights import COSYVOICE, EDITX, TOKENIZER
 from training import export, linguistic_export, semantic
 from training.acoustic import MELS
-from training.align import WORST, Alignments, aligned
-from training.align import write as write_alignments
+from training.align import Alignments
 from training.captured import Batch
-from training.codes import ROW_FRAMES, Spoken, read_spoken
+from training.codes import Spoken, read_spoken
 from training.command import DEVICES, begin
-from training.data import RATE, frame_count, kaldi_centres, read_examples, stretched, whisper_centres
+from training.data import read_examples
 from training.exported import exported_frames, exported_tokenizer
 from training.flow import Trainee, prompt_of
+from training.hearing import Changes, Heard, changed, cuts_of
 from training.linguistic import CONFIG, Quantised, Recogniser, assign
-from training.linguistic import augmented as other_bank
-from training.phones import CLASSES, IGNORED, frame_labels, misread
-from training.semantic import LEVELS, Tokenizer, code_count, gathered
-from training.semantic import augmented as other_mel
+from training.phones import CLASSES, misread
+from training.semantic import LEVELS, Tokenizer
 from training.shards import ClipRecord
 from training.sizes import flow_config
 from training.texts import held_out
 from training.trainer import Plan, best_weights, home, run
-from training.windows import Layout, layout
 
 log = logging.getLogger(__name__)
 
@@ -61,28 +55,12 @@ TOKENIZER_FILE, CHECKPOINT = "speech_tokenizer_v1.onnx", "checkpoint.pt"
 SHORTEST, LONGEST = 36, 425
 """Rows of the clips that are trained on (1.4 to 17 s)."""
 
-STEP_GROUPS = 12
-"""Lengths are multiples of this, and so of the encoder's windows and of the flow's blocks."""
-
-GROUP_FRAMES, GROUP_MELS = 12, ROW_FRAMES * ROWS_PER_GROUP
-"""Frames of the filterbank, and of the log-mel, in one group of codes; those of the mel."""
-
 EVERY = 4
 """Of hibari's clips only every so manieth is trained on: one voice is learned soon."""
 
 BATCH_ROWS, STEPS, LEARNING_RATE, TURNED = 6000, 8000, 8e-4, 2e-3
 PHONE_SHARE, COMMITMENT_SHARE = 1.0, 0.01
-DISTURBED, STRETCHED = 0.5, 0.6
-"""How often the encoders hear a clip as through another microphone, and as from another throat, while the mel to be
-given back stays as it was."""
-
-STRETCH = 0.16
-"""Logarithm of the largest factor on the formants, up and down."""
-
-HURRIED, HURRY = 0.5, 0.16
-"""How often a clip is said at another speed, and the logarithm of the largest factor on that, up and down."""
-
-FRAME_SECONDS, PAUSE_FRAMES = 0.02, 5
+CHANGES = Changes()
 SEED = 9
 PLAN = Plan(
     steps=STEPS, batch=BATCH_ROWS, rate=LEARNING_RATE, turned=TURNED, weight_decay=0.01, average=0.999, seed=SEED
@@ -97,6 +75,16 @@ class Whole:
     bank: np.ndarray
     whisper: np.ndarray
     record: ClipRecord
+
+    @property
+    def told(self) -> np.ndarray:
+        """The mel to be given back, (2 L, 80)."""
+        return self.spoken.mel[:, :MELS]
+
+    @property
+    def offset(self) -> int:
+        """Where the codes begin, in samples at 16 kHz of the clip."""
+        return self.spoken.offset
 
     @property
     def groups(self) -> int:
@@ -116,23 +104,6 @@ def read_wholes(work: Path, name: str) -> Iterator[Whole]:
         fits = SHORTEST <= len(spoken.rows) <= LONGEST and record.speaker not in held_out().speakers
         if fits and record.name in banks and record.name in mels:
             yield Whole(spoken, banks[record.name], mels[record.name], known.of(record))
-
-
-@dataclass(frozen=True, eq=False)
-class Heard(Batch):
-    """What the encoders hear of a batch, and which rows of it are looked at.
-
-    banks: filterbanks one after the other (N, 80), laid out as ``where`` tells.   mels: log-mels (B, 128, T) with zeros
-    after them, and their lengths int32 (B,).   frame, state: int64 (B, L), where linguistic and semantic part of
-    each row is found; the linguistic one past the last frame is padding.
-    """
-
-    banks: torch.Tensor
-    where: Layout
-    mels: torch.Tensor
-    lengths: torch.Tensor
-    frame: torch.Tensor
-    state: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,114 +180,19 @@ def all_steps() -> torch.Tensor:
     return torch.stack(columns, 1).float()
 
 
-def labels_of(clip: Whole, start: int, frames: int) -> np.ndarray:
-    """Return the phoneme of every mel frame from ``start`` on, int64 (frames,); IGNORED where nobody knows."""
-    record = clip.record
-    if not record.bounds:
-        return np.full(frames, IGNORED, np.int64)
-    centres = (np.arange(start, start + frames) + 0.5) * FRAME_SECONDS * RATE + clip.spoken.offset
-    return frame_labels(record.phones, np.asarray(record.bounds) * (RATE / record.rate), centres)
-
-
-def heard_of(banks: list[torch.Tensor], mels: list[torch.Tensor], length: int) -> Heard:
-    """Return the features of some clips, of which the first ``length`` rows are to be looked at.
-
-    The last row of a group has no linguistic code (stepaudio.tokens.rows).
-    """
-    counts = [len(bank) for bank in banks]
-    first = np.cumsum([0, *map(frame_count, counts)])[:, None]
-    padded, lengths = gathered(mels)
-    row = np.arange(length)
-    group, place = row // ROWS_PER_GROUP, row % ROWS_PER_GROUP
-    frame = np.where(place < LINGUISTIC_PER_GROUP, first[:-1] + group * LINGUISTIC_PER_GROUP + place, first[-1])
-    state = np.arange(len(mels))[:, None] * code_count(padded.shape[2]) + row
-    return Heard(torch.cat(banks), layout(counts), padded, lengths, torch.from_numpy(frame), torch.from_numpy(state))
-
-
-@dataclass(frozen=True, eq=False)
-class Cut:
-    """A part of a clip: filterbank (12 G - 2, 80), log-mel (12 G, 128), mel (6 G, 80), phonemes int64 (6 G,)."""
-
-    bank: torch.Tensor
-    whisper: torch.Tensor
-    mel: torch.Tensor
-    labels: torch.Tensor
-
-
-def cut(clip: Whole, groups: int, generator: torch.Generator) -> Cut:
-    """Return ``groups`` groups from a random place of a clip on, as if there were no more of it.
-
-    As often as HURRIED says they are said slower or faster: what lies in more or fewer frames is squeezed into as many.
-    """
-
-    def draw() -> float:
-        return float(torch.rand((), generator=generator))
-
-    frames = groups * GROUP_MELS
-    hurry = math.exp(HURRY * (2 * draw() - 1)) if draw() < HURRIED else 1.0
-    taken = min(round(frames * hurry), clip.groups * GROUP_MELS)
-    start = int(draw() * (clip.groups - math.ceil(taken / GROUP_MELS) + 1))
-    first, begin_ = start * GROUP_FRAMES, start * GROUP_MELS
-    count = taken * GROUP_FRAMES // GROUP_MELS
-    bank = np.asarray(clip.bank[first : first + count - 2], np.float32)
-    whisper = np.asarray(clip.whisper[first : first + count], np.float32)
-    mel = np.asarray(clip.spoken.mel[begin_ : begin_ + taken, :MELS], np.float32)
-    # Codes may be made of a little more than there is: what the product pads with is as good as silence.
-    bank = np.pad(bank, ((0, count - 2 - len(bank)), (0, 0)), "edge")
-    whisper = np.pad(whisper, ((0, count - len(whisper)), (0, 0)))
-    labels = labels_of(clip, begin_, taken)
-    return Cut(
-        squeezed(bank, groups * GROUP_FRAMES - 2),
-        squeezed(whisper, groups * GROUP_FRAMES),
-        squeezed(mel, frames),
-        torch.from_numpy(labels[(np.arange(frames) * taken + taken // 2) // frames]),
-    )
-
-
-def squeezed(rows: np.ndarray, count: int) -> torch.Tensor:
-    """Return ``count`` rows in place of as many as there are (T, bins)."""
-    found = torch.from_numpy(rows)
-    return found if len(rows) == count else F.interpolate(found.T[None], size=count, mode="linear")[0].T.contiguous()
-
-
-def another_throat(
-    heard: tuple[torch.Tensor, torch.Tensor], generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return filterbank and log-mel of a clip as if its formants lay elsewhere, as often as STRETCHED says.
-
-    What is to be given back stays as it was: so the codes need not tell whose voice it is, which the speaker vector
-    and the prompt do (vocal tract length perturbation: Jaitly and Hinton, 2013).
-    """
-    if float(torch.rand((), generator=generator)) >= STRETCHED:
-        return heard
-    factor = math.exp(STRETCH * (2 * float(torch.rand((), generator=generator)) - 1))
-    return stretched(heard[0], kaldi_centres(), factor), stretched(heard[1], whisper_centres(), factor)
-
-
 def prepared(batch: list[Whole], generator: torch.Generator, rows: int = BATCH_ROWS) -> Lesson:
-    """Return what the loss of a batch needs: as much of every clip as the shortest one has, about.
-
-    Of one length there is always the same count of clips (the first ones once more, or not the last ones), so that few
-    shapes come, for which a GPU has its plans ready.
-    """
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.rand(shape, generator=generator)
-
-    groups = min(clip.groups for clip in batch) // STEP_GROUPS * STEP_GROUPS
-    batch = list(itertools.islice(itertools.cycle(batch), max(1, rows // (ROWS_PER_GROUP * groups))))
-    cuts = [cut(clip, groups, generator) for clip in batch]
-    pairs = [another_throat((one.bank, one.whisper), generator) for one in cuts]
-    banks = [other_bank(bank, generator) if float(draw()) < DISTURBED else bank for bank, _ in pairs]
-    mels = [other_mel(mel, generator) if float(draw()) < DISTURBED else mel for _, mel in pairs]
-    mel = torch.stack([one.mel for one in cuts])
-    prompted = (draw(len(batch)) * 0.5 * mel.shape[1] * (draw(len(batch)) > 0.1)).long()
+    """Return what the loss of a batch needs."""
+    pairs = cuts_of(batch, rows, CHANGES, generator)
+    cuts = [one for _, one in pairs]
+    mel = torch.stack([one.told for one in cuts])
+    share, prompted = torch.rand((2, len(cuts)), generator=generator)
+    lengths = (share * 0.5 * mel.shape[1] * (prompted > 0.1)).long()
     return Lesson(
-        heard=heard_of(banks, mels, ROWS_PER_GROUP * groups),
+        heard=changed(cuts, CHANGES, generator),
         mel=mel,
-        prompt=torch.stack([prompt_of(one, int(n), generator) for one, n in zip(mel, prompted, strict=True)]),
+        prompt=torch.stack([prompt_of(one, int(n), generator) for one, n in zip(mel, lengths, strict=True)]),
         noise=torch.randn(mel.shape, generator=generator),
-        voices=torch.from_numpy(np.stack([clip.spoken.voice for clip in batch])),
+        voices=torch.from_numpy(np.stack([clip.spoken.voice for clip, _ in pairs])),
         labels=torch.stack([one.labels for one in cuts]),
     )
 
@@ -341,51 +217,6 @@ def loss_of(model: Joint, lesson: Lesson) -> torch.Tensor:
         phones = model.reader(features)
     loss = F.l1_loss(made, lesson.mel) + PHONE_SHARE * misread(phones, lesson.labels)
     return loss + COMMITMENT_SHARE * model.frames.commitment
-
-
-class _Found(Dataset[tuple[ClipRecord, float] | None]):
-    """Where the phonemes of a clip lie, and the mean log-probability of that; None where the text does not fit."""
-
-    def __init__(self, model: Joint, clips: list[Whole]) -> None:
-        self._model, self._clips = model, clips
-
-    def __len__(self) -> int:
-        return len(self._clips)
-
-    @torch.inference_mode()
-    def __getitem__(self, place: int) -> tuple[ClipRecord, float] | None:
-        clip = self._clips[place]
-        record = clip.spoken.record
-        bank, mel = (torch.from_numpy(np.asarray(one, np.float32)) for one in (clip.bank, clip.whisper))
-        rows = self._model.embedded(heard_of([bank], [mel], clip.groups * ROWS_PER_GROUP))
-        with torch.autocast(rows.device.type, torch.bfloat16):
-            phones = self._model.reader(self._model.trainee.flow.encoder(rows))[0]
-        scores = phones.float().log_softmax(-1).numpy()
-        try:
-            spelled, bounds, mean = aligned(scores, record.phones, discount=0.0, pause_answers=PAUSE_FRAMES)
-        except ValueError:  # said faster than can be: the text is another one
-            return None
-        at_16k = (one * FRAME_SECONDS * RATE + clip.spoken.offset for one in bounds)
-        # Codes may begin before the clip and end after it.
-        samples = tuple(min(max(round(one * record.rate / RATE), 0), record.count) for one in at_16k)
-        return replace(record, phones=spelled, bounds=samples), mean
-
-
-def align(work: Path, weights: Path, workers: int) -> None:
-    """Tell where the phonemes of the recordings lie, by what the flow's features tell of them (see training.align).
-
-    Without that the recordings teach their sound alone, and codes that lead to about the right sound still miss words.
-    """
-    model = begun(weights)
-    model.load_state_dict(best_weights(work / "joint" / CHECKPOINT))
-    clips = [one for one in read_wholes(work, "recordings") if one.record.lang == "en" and one.record.phones]
-    found = [
-        one for one in DataLoader(_Found(model.eval(), clips), batch_size=None, num_workers=workers) if one is not None
-    ]
-    kept = [record for record, mean in found if mean >= WORST]
-    write_alignments(work, kept)
-    mean = float(np.mean([mean for _, mean in found]))
-    log.info("%d of %d clips aligned, mean log-probability %.2f", len(kept), len(found), mean)
 
 
 def begun(weights: Path) -> Joint:
@@ -424,6 +255,12 @@ def train(work: Path, weights: Path, steps: int, every: int, device: str, worker
 
 def write(model: Joint, weights: Path) -> None:
     """Write both encoders and the flow into a weights folder."""
+    write_encoders(model, weights)
+    torch.save(flow_of(model), weights / EDITX / COSYVOICE / FLOW_NAME)
+
+
+def write_encoders(model: Joint, weights: Path) -> None:
+    """Write both encoders into a weights folder."""
     frames = linguistic_export.rounded(model.frames)
     plain = Recogniser(CONFIG, frames.mean, frames.deviation)
     plain.load_state_dict(frames.state_dict(), strict=False)
@@ -432,7 +269,6 @@ def write(model: Joint, weights: Path) -> None:
     teacher.tokenizer.load_state_dict(model.tokenizer.state_dict())
     semantic.export(teacher, weights / TOKENIZER / TOKENIZER_FILE)
     export.halved(weights / TOKENIZER / TOKENIZER_FILE)
-    torch.save(flow_of(model), weights / EDITX / COSYVOICE / FLOW_NAME)
 
 
 def flow_of(model: Joint) -> dict[str, torch.Tensor]:
@@ -446,14 +282,14 @@ def flow_of(model: Joint) -> dict[str, torch.Tensor]:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("align", "train", "export"))
+    parser.add_argument("part", choices=("train", "export"))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True, help="the weights folder to begin with, and to write to")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--every", type=int, default=EVERY, help="of hibari's clips so manieth")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=DEVICES, default="cpu")
-    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches, or align")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
     parser.add_argument("--captured", action="store_true", help="record every shape's step as a CUDA graph")
     options = parser.parse_args()
     begin(options.work, f"joint-{options.part}", options.threads)
@@ -467,8 +303,6 @@ def main() -> None:
             options.workers,
             captured=options.captured,
         )
-    elif options.part == "align":
-        align(options.work, options.weights, options.workers)
     else:
         model = begun(options.weights)
         model.load_state_dict(best_weights(options.work / "joint" / CHECKPOINT))
