@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stepaudio.tokens import LINGUISTIC_PER_GROUP, ROWS_PER_GROUP
-from training.align import WORST, Alignments, aligned, write
+from training.align import WORST, aligned, write
 from training.command import DEVICES, begin
 from training.data import RATE, frame_count, read_examples
 from training.hearing import FRAME_SECONDS, labels_of, whole
@@ -64,10 +64,9 @@ class Known:
 @torch.inference_mode()
 def listened(model: Joint, work: Path, name: str, every: int = 1) -> Iterator[Known]:
     """Yield every ``every``-th clip of a set with the features of its codes; see SHORTEST and LONGEST for which."""
-    known = Alignments(work, name)
     mels = {one.record.name: one for one in read_examples(work / name, work / "mels" / name)}
     for one in itertools.islice(read_examples(work / name, work / "banks" / name), 0, None, every):
-        clip = Known(known.of(one.record), one.offset, one.bank, mels[one.record.name].bank, np.zeros(0))
+        clip = Known(one.record, one.offset, one.bank, mels[one.record.name].bank, np.zeros(0))
         if SHORTEST <= clip.groups * ROWS_PER_GROUP <= LONGEST:
             yield replace(clip, told=features(model, clip))
 
