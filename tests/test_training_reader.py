@@ -11,15 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from training import reader
-from training.align import Alignments
+from training import data, joint, reader
+from training.align import Alignments, write
+from training.codes import Encoders
 from training.hearing import labels_of
 from training.phones import CLASSES, SILENCE, classes
-from training.shards import ClipRecord
+from training.shards import Clip, ClipRecord, write_shard
 from training.texts import held_out
 
 PHONES = "sɪks mɛn ðæt"
 WIDTH = 160
+MINI = Path("models/mini")
 
 
 def clip(name: str, seed: int, speaker: str = "s", *, aligned: bool = True, noise: float = 0.3) -> reader.Known:
@@ -50,6 +52,26 @@ def fitted() -> nn.Linear:
         patch.setattr(reader, "PASSES", 20)
         reader.fit(linear, [clip(f"c{seed}", seed) for seed in range(8)])
     return linear
+
+
+def test_clips_are_listened_to_as_long_as_their_codes_are(tmp_path: Path) -> None:
+    t = np.arange(32000) / 16000
+    hum = 0.1 * sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 20)) * (1 + np.sin(2 * np.pi * 3 * t))
+    sounds = [hum, hum[:9600], hum[::-1]]  # the second one is too short
+    made = [Clip(f"n{n}", "s", sound.astype(np.float32), 16000, phones="ɑ") for n, sound in enumerate(sounds)]
+    write_shard(tmp_path / "recordings", 0, iter(made))
+    for folder, make in (("banks", data.bank_of), ("mels", data.mel_of)):
+        data.cache_features(tmp_path / "recordings", tmp_path / folder / "recordings", make)
+    write(tmp_path, [ClipRecord("n0", "s", 0, 32000, 16000, "en", "", "ɑ,", (0, 3, 9))])
+    found = list(reader.listened(joint.begun(MINI).eval(), tmp_path, "recordings"))
+    assert [one.record.name for one in found] == ["n0", "n2"]
+    assert found[0].record.phones == "ɑ"  # what an earlier round made of it does not count
+    for one in found:
+        assert one.told.shape == (6 * one.groups, WIDTH)
+        assert np.isfinite(one.told).all()
+    codes = Encoders(MINI).encode(made[0].samples, 16000)[0]
+    assert 0 <= found[0].groups - len(codes) // 3 < 2  # filterbanks are made of whole windows
+    assert float(np.abs(found[0].told[:60].astype(float) - found[1].told[:60]).mean()) > 0.05
 
 
 def test_it_reads_what_it_was_taught(fitted: nn.Linear) -> None:
