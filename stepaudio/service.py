@@ -179,6 +179,14 @@ class CloneResult:
         return (self, *self.further)
 
 
+@dataclass(frozen=True)
+class SavedVoice:
+    """A voice that was saved, and sentences that the user should see: what was cut from its recording."""
+
+    voice: Voice
+    notices: tuple[str, ...] = ()
+
+
 class Service:
     """Holds the engine and the queue for the life of the process.
 
@@ -251,7 +259,7 @@ class Service:
         """Queue an edit. Raises Busy when too many jobs wait already."""
         return self._submit(request)
 
-    def save_voice(self, draft: VoiceDraft, client: str = "") -> Job[Voice]:
+    def save_voice(self, draft: VoiceDraft, client: str = "") -> Job[SavedVoice]:
         """Queue the saving of a voice, and its encoding, so that its first request hits the cache. Raises Busy.
 
         An exported voice is imported by saving what voices.read_export makes of it.
@@ -383,7 +391,7 @@ class Service:
         log.info("Transcribed %.2f s in %.3f s.", loaded.waveform.seconds, time.perf_counter() - start)
         return words
 
-    def _save(self, draft: VoiceDraft, job: Job[Voice]) -> Voice:
+    def _save(self, draft: VoiceDraft, job: Job[SavedVoice]) -> SavedVoice:
         """Encode and save one voice."""
         draft = self.voices.cleaned(draft)
         engine = self._get_engine(job)
@@ -392,7 +400,7 @@ class Service:
         voice = self.voices.save(draft, loaded.waveform)
         saved = f"Saved the voice {voice.id}, {voice.seconds:.2f} s."
         log.info("%s", "\n".join([*cache_lines(times), *loaded.notices, saved]))
-        return voice
+        return SavedVoice(voice, loaded.notices)
 
 
 class _Account:

@@ -242,6 +242,14 @@ def test_what_libraries_print_while_the_models_load_is_no_result(stepaudio, soun
     assert "A notice.\n" in told.err
 
 
+def test_what_is_cut_from_a_voice_that_is_added_is_told(stepaudio, sound, capsys, monkeypatch):
+    monkeypatch.setenv("STEPAUDIO_MAX_REFERENCE_SECONDS", "0.8")
+    assert stepaudio("voices", "add", "Ada", "--reference", sound, *WORDS) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{VoiceFolder.of(Settings()).list()[0].id}\n"
+    assert "\nThe reference is 1.0 s long; its first 0.8 s are used.\n" in told.err
+
+
 def test_a_voice_lives_through_all_commands(stepaudio, sound, tmp_path, capsys):
     consent = ("--language", "en", "--consent", "herself, by letter")
     assert stepaudio("voices", "add", "Ada", "--reference", sound, *WORDS, *consent) == 0

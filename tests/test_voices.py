@@ -396,7 +396,7 @@ def service(make_engine, tmp_path):
 
 def test_the_first_clone_of_a_saved_voice_hits_the_cache(service, caplog):
     with caplog.at_level(logging.INFO, "stepaudio.service"):
-        saved = service.save_voice(draft(audio=WAV)).result(60)
+        saved = service.save_voice(draft(audio=WAV)).result(60).voice
     assert "FunASR cache MISS" in caplog.text
     made = service.submit_clone(CloneRequest(voice=saved.id, text="Hello.", **SHORT)).result(60).synthesis
     assert made.cache_hit
@@ -406,7 +406,7 @@ def test_the_first_clone_of_a_saved_voice_hits_the_cache(service, caplog):
 
 def test_what_is_cut_from_a_long_voice_is_told(service, caplog):
     with caplog.at_level(logging.INFO, "stepaudio.service"):
-        saved = service.save_voice(draft(audio=encode_wav(voice(31.0, 8000)))).result(60)
+        saved = service.save_voice(draft(audio=encode_wav(voice(31.0, 8000)))).result(60).voice
     assert saved.seconds == 30.0
     assert "its first 30 s are used" in caplog.text
 
@@ -419,14 +419,14 @@ def test_a_saved_voice_may_be_larger_than_an_upload(make_engine, tmp_path):
     target = io.BytesIO()
     soundfile.write(target, voice(7.0, 48000).samples, 48000, format="FLAC")
     assert len(target.getvalue()) < 2**20
-    saved = service.save_voice(draft(audio=target.getvalue())).result(60)
+    saved = service.save_voice(draft(audio=target.getvalue())).result(60).voice
     assert len(service.voices.load(saved.id)[1]) > 2**20
     assert service.submit_clone(CloneRequest(voice=saved.id, text="Hello.", **SHORT)).result(60).wav[:4] == b"RIFF"
     service.close()
 
 
 def test_another_transcript_may_be_given_with_a_saved_voice(service):
-    saved = service.save_voice(draft(audio=WAV)).result(60)
+    saved = service.save_voice(draft(audio=WAV)).result(60).voice
     ids = [
         service.submit_clone(CloneRequest(voice=saved.id, transcript=words, text="Hello.", **SHORT))
         .result(60)
@@ -437,12 +437,12 @@ def test_another_transcript_may_be_given_with_a_saved_voice(service):
 
 
 def test_an_imported_voice_is_new_and_its_first_clone_hits(service):
-    saved = service.save_voice(draft(audio=WAV)).result(60)
+    saved = service.save_voice(draft(audio=WAV)).result(60).voice
     exported = service.voices.export(saved.id)
     with pytest.raises(InvalidInput, match="There is a saved voice 'Ada' already"):
         service.save_voice(read_export(exported)).result(60)
     service.voices.delete(saved.id)
-    copy = service.save_voice(read_export(exported)).result(60)
+    copy = service.save_voice(read_export(exported)).result(60).voice
     assert copy.id != saved.id
     assert service.submit_clone(CloneRequest(voice=copy.id, text="a", **SHORT)).result(60).synthesis.cache_hit
 

@@ -209,7 +209,7 @@ def test_a_preset_is_one_click_and_brings_its_sound_and_its_words(studio, record
 
 
 def test_a_saved_voice_brings_its_sound_and_its_words(studio, service, recorder):
-    saved = service.save_voice(VoiceDraft(encode_float_wav(voice(2.0)), "Bob", "Bob speaks.")).result(60)
+    saved = service.save_voice(VoiceDraft(encode_float_wav(voice(2.0)), "Bob", "Bob speaks.")).result(60).voice
     studio.fill(voice=f"voice:{saved.id}").press("voice", "input")
     assert studio.value("transcript") == "Bob speaks."
     studio.press("generate")

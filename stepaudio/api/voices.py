@@ -7,14 +7,12 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Request, Response, UploadFile
-from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from stepaudio.api.common import MULTIPART, bytes_of, check_consent, client_of, engine_of
 from stepaudio.api.errors import documented
 from stepaudio.api.options import MOST_TEXT
 from stepaudio.api.sound import notice_header, result_of
-from stepaudio.audiofile import Limits, load_reference
 from stepaudio.presets import Preset
 from stepaudio.service import Service
 from stepaudio.voices import Voice, VoiceDraft
@@ -96,11 +94,9 @@ def voice_routes(service: Service) -> APIRouter:
         draft = VoiceDraft(data, form.name, form.transcript, form.language, form.consent)
         service.voices.cleaned(draft)  # refused before it waits in the line
         job = service.save_voice(draft, client_of(request))
-        voice = await result_of(job, request, service)
-        # What was cut is not in the job's result; to read once more what the job could read takes milliseconds.
-        loaded = await run_in_threadpool(load_reference, data, Limits.of(service.settings))
-        response.headers.update({"X-Request-Id": job.id, **notice_header(loaded.notices)})
-        return _shown(voice)
+        saved = await result_of(job, request, service)
+        response.headers.update({"X-Request-Id": job.id, **notice_header(saved.notices)})
+        return _shown(saved.voice)
 
     @router.delete("/{voice_id}", responses=documented(400, 404, 422, 503))
     def remove(voice_id: VoicePlace) -> VoiceDeleted:

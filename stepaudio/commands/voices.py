@@ -117,8 +117,10 @@ def _import(parsed: argparse.Namespace, settings: Settings) -> int:
 
 
 def _save(draft: VoiceDraft, settings: Settings) -> int:
-    """Save a new voice, put out its id, and return 0."""
+    """Save a new voice, put out its id, and return 0; what the user should know goes to standard error."""
     with common.running_service(settings) as service:
-        voice = service.save_voice(draft).result()
-    put(f"{voice.id}\n")
+        saved = service.save_voice(draft).result()
+    put(f"{saved.voice.id}\n")
+    for notice in saved.notices:
+        sys.stderr.write(f"{notice}\n")
     return 0

@@ -13,9 +13,9 @@ from stepaudio.errors import Cancelled, StepAudioError
 from stepaudio.log import NO_REQUEST, request_context
 from stepaudio.queue import Job
 from stepaudio.report import request_block
-from stepaudio.service import CLONE, EDIT, SAVE_VOICE, TRANSCRIBE, CloneResult, Service
+from stepaudio.service import CLONE, EDIT, SAVE_VOICE, TRANSCRIBE, CloneResult, SavedVoice, Service
 from stepaudio.types import Synthesis
-from stepaudio.voices import Voice, VoiceDraft
+from stepaudio.voices import VoiceDraft
 from stepaudio.web.forms import (
     STOPPED,
     CloneForm,
@@ -158,10 +158,10 @@ def run_edit(service: Service, given: Given, form: EditForm, tab: Tab) -> CloneV
     return _view(attempt(tab.language, work, ticket), ticket, tab)
 
 
-def save_voice(service: Service, draft: VoiceDraft, tab: Tab) -> Outcome[Voice]:
+def save_voice(service: Service, draft: VoiceDraft, tab: Tab) -> Outcome[SavedVoice]:
     """Encode and save a voice through the queue; a draft without a transcript gets what is heard in it."""
 
-    def work() -> Voice:
+    def work() -> SavedVoice:
         given = _with_words(service, Given(draft.audio, draft.transcript), tab, SAVE_VOICE)
         job = service.save_voice(replace(draft, transcript=given.transcript))
         return _as_the_tabs_job(service, job, tab, SAVE_VOICE)

@@ -10,11 +10,13 @@ from typing import Any
 import gradio as gr
 
 from stepaudio.errors import InvalidInput
+from stepaudio.service import SavedVoice
 from stepaudio.voices import Voice, VoiceDraft, read_export
 from stepaudio.web.desk import PRIVATE, Desk, error_update, file_of, uploaded
 from stepaudio.web.forms import check_consent, read_upload
 from stepaudio.web.handlers import Outcome, attempt, save_voice
 from stepaudio.web.parts import error_place
+from stepaudio.web.sentences import in_language
 from stepaudio.web.specialise import any_value
 from stepaudio.web.strings import Language, say
 
@@ -136,13 +138,14 @@ class VoicesTab:
             return VoiceDraft(read_upload(service.settings, found), name or "", transcript or "", spoken or "", agreed)
 
         drafted = attempt(language, draft)
-        saved = save_voice(service, drafted.value, tab) if drafted.value is not None else Outcome[Voice]()
+        saved = save_voice(service, drafted.value, tab) if drafted.value is not None else Outcome[SavedVoice]()
         error = drafted.error or saved.error
         if saved.value is None:
             return [*self.view(None, language, error), *(gr.skip() for _ in values[:-1])]
-        gr.Info(escape(say(language, "saved", name=saved.value.name)))
+        gr.Info(escape(say(language, "saved", name=saved.value.voice.name)))
+        _warn(saved.value, language)
         # All fields are emptied: what was said of this voice is not true of the next one.
-        return [*self.view(saved.value.id, language), None, "", "", "", "", False]
+        return [*self.view(saved.value.voice.id, language), None, "", "", "", "", False]
 
     def _import(
         self,
@@ -166,7 +169,10 @@ class VoicesTab:
         if drafted.value is None:
             return self.view(None, language, drafted.error)
         saved = save_voice(service, drafted.value, self._desk.tab(request, language, progress))
-        return self.view(saved.value.id if saved.value is not None else None, language, saved.error)
+        if saved.value is None:
+            return self.view(None, language, saved.error)
+        _warn(saved.value, language)
+        return self.view(saved.value.voice.id, language)
 
     def _rename(self, voice_id: str | None, name: str, language: Language) -> list[Any]:
         def rename() -> Voice:
@@ -185,6 +191,12 @@ class VoicesTab:
         if not voice_id:
             raise InvalidInput(say(language, "choose_voice"))
         return voice_id
+
+
+def _warn(saved: SavedVoice, language: Language) -> None:
+    """Show what the user should know of the recording that was saved."""
+    for notice in saved.notices:
+        gr.Warning(escape(in_language(notice, language)))
 
 
 def consent_words(note: str, ticked: bool, language: Language) -> str:
