@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepaudio.errors import InvalidInput, NotFound
+from stepaudio.text import called
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +66,11 @@ class PresetFolder:
             raise InvalidInput(f"The preset voice {preset.name!r} cannot be read: {error.strerror}.") from error
 
     def find(self, name_or_id: str) -> tuple[Preset, bytes]:
-        """Return the first preset of this id or name as load() does; raises NotFound where there is none."""
-        found = next((preset for preset in self.list() if name_or_id in (preset.id, preset.name)), None)
-        return self.load(found.id if found is not None else name_or_id)
+        """Return the first preset of this id, or of this name in any case, as load() does; raises NotFound for none."""
+        presets = self.list()
+        named = called(name_or_id, [preset.name for preset in presets])
+        known = name_or_id in self._presets or not named
+        return self.load(name_or_id if known else presets[named[0]].id)
 
     def names(self) -> tuple[str, ...]:
         """Return all by which presets are known: their ids and their names."""

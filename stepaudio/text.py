@@ -75,6 +75,20 @@ def clean(text: str, *, what: str, limit: int) -> str:
     return kept
 
 
+def one_line(value: str) -> str:
+    """Return a text as it is kept and looked for: on one line, its letters in composed form."""
+    # C*: control and formatting characters, among them those that turn the direction of writing; Zl, Zp: line ends.
+    kept = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else c for c in value)
+    return " ".join(unicodedata.normalize("NFC", kept).split())
+
+
+def called(name: str, names: Sequence[str]) -> list[int]:
+    """Return which of ``names`` are meant by ``name``: those that are the same, else the same but for their case."""
+    wanted, known = one_line(name), [one_line(each) for each in names]
+    same = [number for number, each in enumerate(known) if each == wanted]
+    return same or [number for number, each in enumerate(known) if each.casefold() == wanted.casefold()]
+
+
 def seconds_cap(text: str) -> float:
     """Return the longest sound, in seconds, that speaking this text may take (see the constants above)."""
     tags = len(_TAG.findall(text))

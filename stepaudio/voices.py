@@ -20,7 +20,6 @@ import re
 import secrets
 import stat
 import struct
-import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -162,11 +161,11 @@ class VoiceFolder:
         return self.load(voice_id)[0]
 
     def find(self, name_or_id: str) -> Voice:
-        """Return the voice of this id or name; raises InvalidInput for none, or more than one of the name."""
+        """Return the voice of this id, or of this name in any case; raises InvalidInput for none, or for several."""
         if _ID.fullmatch(name_or_id) and self._path(name_or_id).exists():
             return self.get(name_or_id)
-        name = _one_line(name_or_id)
-        named = [voice for voice in self.list() if voice.name == name]
+        voices = self.list()
+        named = [voices[number] for number in texts.called(name_or_id, [voice.name for voice in voices])]
         if not named:
             raise NotFound(f"There is no saved voice {name_or_id!r}.")
         if len(named) > 1:
@@ -341,19 +340,12 @@ def _checked(notes: Any) -> dict[str, Any]:
 
 def _line(value: str, what: str, limit: int, *, needed: bool = False) -> str:
     """Return a text as one line that cannot disturb what stands beside it; raises InvalidInput for a longer one."""
-    kept = _one_line(value)
+    kept = texts.one_line(value)
     if len(kept) > limit:
         raise InvalidInput(f"{what} has {len(kept)} characters; the limit is {limit}.")
     if needed and not kept:
         raise InvalidInput(f"{what} is empty.")
     return kept
-
-
-def _one_line(value: str) -> str:
-    """Return a text as it is kept and looked for: on one line, its letters in composed form."""
-    # C*: control and formatting characters, among them those that turn the direction of writing; Zl, Zp: line ends.
-    kept = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else c for c in value)
-    return " ".join(unicodedata.normalize("NFC", kept).split())
 
 
 def _reason(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import logging
 import pytest
 import soundfile
 
-from stepaudio.errors import InvalidInput
+from stepaudio.errors import InvalidInput, NotFound
 from stepaudio.presets import PresetFolder
 from tests.conftest import voice
 
@@ -37,6 +37,16 @@ def test_a_preset_is_listed_and_gives_its_sound_and_words(tmp_path, ending):
     preset, data = folder.load("ada")
     assert preset.transcript == "Ada speaks."
     assert data == (tmp_path / "presets" / f"ada{ending}").read_bytes()
+
+
+def test_a_preset_is_found_by_its_id_or_by_its_name_in_any_case(tmp_path):
+    put(tmp_path, "1-ada", notes(name="Ada Jos\u00e9"))
+    put(tmp_path, "ada", notes(name="Bo"))
+    folder = PresetFolder(tmp_path)
+    for name, preset_id in (("ada", "ada"), ("1-ada", "1-ada"), ("ADA Jose\u0301 ", "1-ada"), ("bo", "ada")):
+        assert folder.find(name)[0].id == preset_id
+    with pytest.raises(NotFound, match="no preset voice 'Ada J'"):
+        folder.find("Ada J")
 
 
 def test_weights_without_presets_have_none(tmp_path):

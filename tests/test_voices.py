@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,20 @@ def test_a_voice_is_found_by_the_words_it_was_saved_under_however_they_are_writt
     assert folder.find(name) == folder.find(saved.name) == saved
     with pytest.raises(InvalidInput, match="There is no saved voice"):
         folder.find(f"{name} x" * 100)
+
+
+def test_a_voice_is_found_in_any_case_but_first_as_it_is_written(folder):
+    saved = folder.save(draft("Stra\u00dfe"), WAVEFORM)
+    assert folder.find("strasse") == folder.find(" STRASSE") == folder.find("stra\u00dfe") == saved
+    twin = replace(
+        saved, id=saved.id[::-1], name="STRASSE"
+    )  # from earlier times, when names could differ in case alone
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "list", lambda: (saved, twin))
+        assert folder.find("STRASSE") == twin
+        assert folder.find("Stra\u00dfe") == saved
+        with pytest.raises(InvalidInput, match="2 saved voices"):
+            folder.find("Strasse")
 
 
 @pytest.mark.parametrize("name", ["Ada", " ada ", "ADA"])

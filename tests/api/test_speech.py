@@ -149,7 +149,11 @@ def test_several_takes_come_in_one_archive_and_each_can_be_made_again(speak):
         np.testing.assert_array_equal(samples_of(again.content), sound)
 
 
-@pytest.mark.parametrize("name", ["Grace", "grace"])
+def test_a_voice_speaks_by_its_name_in_any_case(speak):
+    np.testing.assert_array_equal(samples_of(speak(voice="ADA ").content), samples_of(speak(voice="Ada").content))
+
+
+@pytest.mark.parametrize("name", ["Grace", "grace", "GRACE"])
 def test_a_voice_that_came_with_the_weights_speaks_by_its_name_and_its_id(speak, client, name):
     assert len(samples_of(speak(voice=name).content)) == 5 * 2880
     shown = client.get("/v1/voices/grace").json()
