@@ -67,10 +67,11 @@ class PresetFolder:
 
     def find(self, name_or_id: str) -> tuple[Preset, bytes]:
         """Return the first preset of this id, or of this name in any case, as load() does; raises NotFound for none."""
+        if name_or_id in self._presets:
+            return self.load(name_or_id)
         presets = self.list()
         named = called(name_or_id, [preset.name for preset in presets])
-        known = name_or_id in self._presets or not named
-        return self.load(name_or_id if known else presets[named[0]].id)
+        return self.load(presets[named[0]].id if named else name_or_id)
 
     def names(self) -> tuple[str, ...]:
         """Return all by which presets are known: their ids and their names."""

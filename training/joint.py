@@ -255,12 +255,6 @@ def train(work: Path, weights: Path, steps: int, every: int, device: str, worker
 
 def write(model: Joint, weights: Path) -> None:
     """Write both encoders and the flow into a weights folder."""
-    write_encoders(model, weights)
-    torch.save(flow_of(model), weights / EDITX / COSYVOICE / FLOW_NAME)
-
-
-def write_encoders(model: Joint, weights: Path) -> None:
-    """Write both encoders into a weights folder."""
     frames = linguistic_export.rounded(model.frames)
     plain = Recogniser(CONFIG, frames.mean, frames.deviation)
     plain.load_state_dict(frames.state_dict(), strict=False)
@@ -269,6 +263,7 @@ def write_encoders(model: Joint, weights: Path) -> None:
     teacher.tokenizer.load_state_dict(model.tokenizer.state_dict())
     semantic.export(teacher, weights / TOKENIZER / TOKENIZER_FILE)
     export.halved(weights / TOKENIZER / TOKENIZER_FILE)
+    torch.save(flow_of(model), weights / EDITX / COSYVOICE / FLOW_NAME)
 
 
 def flow_of(model: Joint) -> dict[str, torch.Tensor]:
