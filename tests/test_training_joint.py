@@ -13,7 +13,8 @@ from stepaudio.device import choose
 from stepaudio.loading import load_encoder
 from stepaudio.types import Waveform
 from stepaudio.weights import WeightsFolder, read_card
-from training import codes, data, hearing, joint, semantic
+from tests.test_training_ear import listener  # noqa: F401 - a fixture
+from training import codes, data, ear, hearing, joint, semantic
 from training.codes import Spoken
 from training.phones import IGNORED
 from training.shards import ClipRecord
@@ -59,11 +60,15 @@ def test_it_begins_with_the_codes_and_the_table_that_were_exported(
     assert float(same) > 0.9  # bfloat16 and the features' half precision turn a few codes
 
 
-def test_the_loss_reaches_both_encoders_and_the_flow(model: joint.Joint, clips: list[joint.Whole]) -> None:
+def test_the_loss_reaches_both_encoders_and_the_flow(
+    model: joint.Joint,
+    clips: list[joint.Whole],
+    listener: ear.Ear,  # noqa: F811
+) -> None:
     model.train()
     lesson = joint.prepared(clips, torch.Generator().manual_seed(1), rows=90)
     assert len(lesson.mel) == 2
-    loss = joint.loss_of(model, lesson)
+    loss = joint.loss_of(model, lesson, listener)
     loss.backward()
     untaught = {name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()}
     model.zero_grad()

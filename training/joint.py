@@ -37,6 +37,8 @@ from training.captured import Batch
 from training.codes import Spoken, read_spoken
 from training.command import DEVICES, begin
 from training.data import read_examples
+from training.ear import Ear
+from training.ear import load as load_ear
 from training.exported import exported_frames, exported_tokenizer
 from training.flow import Trainee, prompt_of
 from training.hearing import Changes, Heard, changed, cuts_of
@@ -59,7 +61,7 @@ EVERY = 4
 """Of hibari's clips only every so manieth is trained on: one voice is learned soon."""
 
 BATCH_ROWS, STEPS, LEARNING_RATE, TURNED = 6000, 8000, 8e-4, 2e-3
-PHONE_SHARE, COMMITMENT_SHARE = 1.0, 0.01
+EAR_SHARE, PHONE_SHARE, COMMITMENT_SHARE = 1.0, 1.0, 0.01
 CHANGES = Changes()
 SEED = 9
 PLAN = Plan(
@@ -208,15 +210,15 @@ def given_back(model: Joint, lesson: Lesson) -> tuple[torch.Tensor, torch.Tensor
     return lesson.noise + model.trainee(lesson.noise, conditions, begin_), features, conditions
 
 
-def loss_of(model: Joint, lesson: Lesson) -> torch.Tensor:
-    """Return how far the expected mel is off, and how badly the features tell the phonemes."""
+def loss_of(model: Joint, lesson: Lesson, ear: Ear) -> torch.Tensor:
+    """Return how far the expected mel is off, how otherwise it is heard, and how badly its features tell phonemes."""
     place = home(model)
     lesson = lesson.to(place)
     made, features, _ = given_back(model, lesson)
     with torch.autocast(place.type, torch.bfloat16):
         phones = model.reader(features)
-    loss = F.l1_loss(made, lesson.mel) + PHONE_SHARE * misread(phones, lesson.labels)
-    return loss + COMMITMENT_SHARE * model.frames.commitment
+    loss = F.l1_loss(made, lesson.mel) + EAR_SHARE * ear.unlike(made, lesson.mel)
+    return loss + PHONE_SHARE * misread(phones, lesson.labels) + COMMITMENT_SHARE * model.frames.commitment
 
 
 def begun(weights: Path) -> Joint:
@@ -241,7 +243,7 @@ def train(work: Path, weights: Path, steps: int, every: int, device: str, worker
 
     every: of hibari's clips so manieth.
     """
-    clips = training_clips(work, every)
+    clips, ear = training_clips(work, every), load_ear(work).to(device)
     out = work / "joint"
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
@@ -250,7 +252,7 @@ def train(work: Path, weights: Path, steps: int, every: int, device: str, worker
     model = begun(weights).to(device)
     plan = replace(PLAN, steps=steps, workers=workers, captured=captured)
     sizes = [len(clip.spoken.rows) for clip in clips]
-    run(model, clips, sizes, lambda lesson, _: loss_of(model, lesson), out / CHECKPOINT, plan, prepared)
+    run(model, clips, sizes, lambda lesson, _: loss_of(model, lesson, ear), out / CHECKPOINT, plan, prepared)
 
 
 def write(model: Joint, weights: Path) -> None:
