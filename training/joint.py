@@ -8,11 +8,10 @@ phonemes that the two must tell together. What is begun with are the exported we
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ from training.acoustic import MELS
 from training.align import Alignments
 from training.captured import Batch
 from training.codes import Spoken, read_spoken
-from training.command import DEVICES, begin
+from training.command import begin, learner, planned
 from training.data import read_examples
 from training.ear import Ear
 from training.ear import load as load_ear
@@ -238,8 +237,8 @@ def training_clips(work: Path, every: int = EVERY) -> list[Whole]:
     return clips
 
 
-def train(work: Path, weights: Path, steps: int, every: int, device: str, workers: int, *, captured: bool) -> None:
-    """Train until ``steps`` steps are done, from the last checkpoint if there is one, else from the weights folder.
+def train(work: Path, weights: Path, every: int, device: str, plan: Plan) -> None:
+    """Train by a plan, from the last checkpoint if there is one, else from the weights folder.
 
     every: of hibari's clips so manieth.
     """
@@ -248,9 +247,8 @@ def train(work: Path, weights: Path, steps: int, every: int, device: str, worker
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     # It plans anew for every length, which takes longer than a step; a recorded step was planned once.
-    torch.backends.cudnn.enabled = captured
+    torch.backends.cudnn.enabled = plan.captured
     model = begun(weights).to(device)
-    plan = replace(PLAN, steps=steps, workers=workers, captured=captured)
     sizes = [len(clip.spoken.rows) for clip in clips]
     run(model, clips, sizes, lambda lesson, _: loss_of(model, lesson, ear), out / CHECKPOINT, plan, prepared)
 
@@ -278,28 +276,12 @@ def flow_of(model: Joint) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     """Run one part."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("train", "export"))
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True, help="the weights folder to begin with, and to write to")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser = learner(__doc__, STEPS)
     parser.add_argument("--every", type=int, default=EVERY, help="of hibari's clips so manieth")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", choices=DEVICES, default="cpu")
-    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
-    parser.add_argument("--captured", action="store_true", help="record every shape's step as a CUDA graph")
     options = parser.parse_args()
     begin(options.work, f"joint-{options.part}", options.threads)
     if options.part == "train":
-        train(
-            options.work,
-            options.weights,
-            options.steps,
-            options.every,
-            options.device,
-            options.workers,
-            captured=options.captured,
-        )
+        train(options.work, options.weights, options.every, options.device, planned(options, PLAN))
     else:
         model = begun(options.weights)
         model.load_state_dict(best_weights(options.work / "joint" / CHECKPOINT))

@@ -8,7 +8,6 @@ the clips disturbed as joint training does, so the flow learns what codes it may
 
 from __future__ import annotations
 
-import argparse
 import functools
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from stepaudio.weights import COSYVOICE, EDITX
 from training import export
 from training.adversary import Refined, apart
-from training.command import DEVICES, begin
+from training.command import begin, learner, planned
 from training.joint import (
     CHECKPOINT,
     PLAN,
@@ -36,7 +35,7 @@ from training.joint import (
 )
 from training.mel_adversary import MelAdversary, Reader
 from training.phones import misread
-from training.trainer import best_weights, home, run
+from training.trainer import Plan, best_weights, home, run
 
 BATCH_ROWS, STEPS, LEARNING_RATE, TURNED = 600, 6000, 2e-4, 4e-4
 ADVERSARY_RATE = 4e-4
@@ -80,10 +79,10 @@ def loss_of(model: Refined, lesson: Lesson) -> torch.Tensor:
     return loss + READING_SHARE * misread(logits, lesson.labels) + seen
 
 
-def train(work: Path, weights: Path, steps: int, rows: int, device: str, workers: int, *, captured: bool) -> None:
-    """Train until ``steps`` steps are done, from the last checkpoint if there is one, else from joint training's.
+def train(work: Path, weights: Path, rows: int, device: str, plan: Plan) -> None:
+    """Train by a plan, from the last checkpoint if there is one, else from joint training's.
 
-    rows: how many a step learns from.   workers, captured: as in trainer.Plan.
+    rows: how many a step learns from.
     """
     clips = training_clips(work)
     out = work / "sharpen"
@@ -92,7 +91,6 @@ def train(work: Path, weights: Path, steps: int, rows: int, device: str, workers
     joint = begun(weights)
     joint.load_state_dict(best_weights(work / "joint" / CHECKPOINT))
     model = Refined(Sharpened(joint).to(device), MelAdversary(), ADVERSARY_RATE)
-    plan = replace(PLAN, steps=steps, batch=rows, rate=LEARNING_RATE, turned=TURNED, workers=workers, captured=captured)
     sizes = [len(clip.spoken.rows) for clip in clips]
     prepare = functools.partial(prepared, rows=rows)
     run(model, clips, sizes, lambda lesson, _: loss_of(model, lesson), out / CHECKPOINT, plan, prepare)
@@ -115,29 +113,14 @@ def write(work: Path, weights: Path, share: float) -> None:
 
 def main() -> None:
     """Run one part."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("train", "export"))
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True, help="the weights folder to begin with, and to write to")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser = learner(__doc__, STEPS)
     parser.add_argument("--rows", type=int, default=BATCH_ROWS, help="rows of codes a step, 25 a second")
     parser.add_argument("--share", type=float, default=SHARE, help="of the way from the folder's flow, export")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", choices=DEVICES, default="cpu")
-    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
-    parser.add_argument("--captured", action="store_true", help="record every shape's step as a CUDA graph")
     options = parser.parse_args()
     begin(options.work, f"sharpen-{options.part}", options.threads)
     if options.part == "train":
-        train(
-            options.work,
-            options.weights,
-            options.steps,
-            options.rows,
-            options.device,
-            options.workers,
-            captured=options.captured,
-        )
+        plan = replace(planned(options, PLAN), batch=options.rows, rate=LEARNING_RATE, turned=TURNED)
+        train(options.work, options.weights, options.rows, options.device, plan)
     else:
         write(options.work, options.weights, options.share)
 
