@@ -60,7 +60,7 @@ EVERY = 4
 """Of hibari's clips only every so manieth is trained on: one voice is learned soon."""
 
 BATCH_ROWS, STEPS, LEARNING_RATE, TURNED = 6000, 8000, 8e-4, 2e-3
-EAR_SHARE, PHONE_SHARE, COMMITMENT_SHARE = 1.0, 1.0, 0.01
+EAR_SHARE, PHONE_SHARE, COMMITMENT_SHARE = 5.0, 1.0, 0.01
 CHANGES = Changes()
 SEED = 9
 PLAN = Plan(
