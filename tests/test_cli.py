@@ -86,10 +86,12 @@ def unread() -> Iterator[int]:
     os.close(start)
 
 
-@pytest.mark.parametrize(("arguments", "status"), [(("voices", "list"), 141), (("clone", "--help"), 0)])
-def test_who_stops_reading_the_output_is_told_nothing(unread, tmp_path, arguments, status):
+# That nobody reads the help is no error to argparse, but for the first releases of Python 3.11.
+@pytest.mark.parametrize(("arguments", "statuses"), [(("voices", "list"), {141}), (("clone", "--help"), {0, 141})])
+def test_who_stops_reading_the_output_is_told_nothing(unread, tmp_path, arguments, statuses):
     done = run(*arguments, STEPAUDIO_DATA_DIR=str(tmp_path), options={"stdout": unread})
-    assert (done.returncode, done.stderr) == (status, "")
+    assert done.stderr == ""
+    assert done.returncode in statuses
 
 
 def test_who_stops_reading_what_is_told_gets_no_other_status(unread):
