@@ -78,22 +78,31 @@ def _spectrum(padded: torch.Tensor, n_fft: int, hop: int, window: int) -> torch.
     return torch.stft(padded, n_fft, hop, window, hann, center=False, return_complex=True)[0]
 
 
-def whisper_log_mel(samples: FloatArray) -> FloatArray:
-    """Return Whisper's log-mel, float32 (128, N // 160), of 16 kHz ``samples`` without padding to 30 s.
+def whisper_log_power(samples: FloatArray, mels: int = WHISPER_MELS) -> FloatArray:
+    """Return log10 of the power in ``mels`` Slaney mels up to 8 kHz, float32 (mels, N // 160), of 16 kHz ``samples``.
 
-    Hann window of 400 every 160 samples, reflected ends, power, 128 Slaney mels up to 8 kHz,
-    max(log10, loudest - 8), then (x + 4) / 4 (openai/whisper, audio.py).
+    Hann window of 400 every 160 samples, reflected ends, at least 1e-10 (openai/whisper, audio.py); not padded to 30 s.
     """
     frames = len(samples) // WHISPER_HOP
     if frames == 0:
-        return np.zeros((WHISPER_MELS, 0), np.float32)
+        return np.zeros((mels, 0), np.float32)
     with torch.inference_mode():
         spectrum = _spectrum(_reflect(samples, WHISPER_FFT // 2), WHISPER_FFT, WHISPER_HOP, WHISPER_FFT)
         power = spectrum[:, :frames].abs() ** 2  # (201, frames); the frame at the very end is dropped
-        filters = mel_filters(WHISPER_RATE, WHISPER_FFT, WHISPER_MELS, 0.0, WHISPER_RATE / 2)
-        log = (filters @ power).clamp(min=WHISPER_FLOOR).log10()
-        log = torch.maximum(log, log.max() - WHISPER_RANGE)
-        out: FloatArray = ((log + 4) / 4).numpy()
+        filters = mel_filters(WHISPER_RATE, WHISPER_FFT, mels, 0.0, WHISPER_RATE / 2)
+        out: FloatArray = (filters @ power).clamp(min=WHISPER_FLOOR).log10().numpy()
+    return out
+
+
+def whisper_log_mel(samples: FloatArray) -> FloatArray:
+    """Return Whisper's log-mel, float32 (128, N // 160), of 16 kHz ``samples`` without padding to 30 s.
+
+    max(log10, loudest - 8) of :func:`whisper_log_power`, then (x + 4) / 4 (openai/whisper, audio.py).
+    """
+    log = whisper_log_power(samples)
+    if not log.size:
+        return log
+    out: FloatArray = (np.maximum(log, log.max() - np.float32(WHISPER_RANGE)) + np.float32(4)) / np.float32(4)
     return out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import os
 import socket
 import subprocess
@@ -87,11 +89,13 @@ def unread() -> Iterator[int]:
 
 
 # That nobody reads the help is no error to argparse, but for the first releases of Python 3.11.
-@pytest.mark.parametrize(("arguments", "statuses"), [(("voices", "list"), {141}), (("clone", "--help"), {0, 141})])
-def test_who_stops_reading_the_output_is_told_nothing(unread, tmp_path, arguments, statuses):
+HELP_UNREAD = 0 if "OSError" in inspect.getsource(argparse.ArgumentParser._print_message) else 141
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(("voices", "list"), 141), (("clone", "--help"), HELP_UNREAD)])
+def test_who_stops_reading_the_output_is_told_nothing(unread, tmp_path, arguments, status):
     done = run(*arguments, STEPAUDIO_DATA_DIR=str(tmp_path), options={"stdout": unread})
-    assert done.stderr == ""
-    assert done.returncode in statuses
+    assert (done.returncode, done.stderr) == (status, "")
 
 
 def test_who_stops_reading_what_is_told_gets_no_other_status(unread):

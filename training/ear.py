@@ -217,21 +217,12 @@ class Pair:
     power: torch.Tensor
 
 
-def power_of(sound: np.ndarray) -> torch.Tensor:
-    """Return Whisper's power in log10, float32 (N // 160, 80), of samples at 16 kHz: its log-mel before it is cut."""
-    window = torch.hann_window(features.WHISPER_FFT)
-    spectrum = torch.stft(
-        torch.from_numpy(sound), features.WHISPER_FFT, features.WHISPER_HOP, window=window, return_complex=True
-    )
-    filters = features.mel_filters(RATE, features.WHISPER_FFT, MELS, 0.0, RATE / 2)
-    return (filters @ spectrum[:, :-1].abs().square()).clamp(min=features.WHISPER_FLOOR).log10().T
-
-
 def pair_of(samples: np.ndarray, rate: int) -> Pair:
     """Return both mels of a clip."""
     sound, _ = sound_of(samples, rate)
     mel = torch.from_numpy(features.log_mel(sound, MEL))
-    power = power_of(np.asarray(audio.resample(Waveform(sound, SOUND_RATE), RATE).samples, np.float32))
+    at_16k = audio.resample(Waveform(sound, SOUND_RATE), RATE).samples
+    power = torch.from_numpy(features.whisper_log_power(at_16k, MELS).T)
     count = min(len(mel), len(power) // FINER)
     return Pair(mel[:count], power[: FINER * count])
 

@@ -79,11 +79,8 @@ def loss_of(model: Refined, lesson: Lesson) -> torch.Tensor:
     return loss + READING_SHARE * misread(logits, lesson.labels) + seen
 
 
-def train(work: Path, weights: Path, rows: int, device: str, plan: Plan) -> None:
-    """Train by a plan, from the last checkpoint if there is one, else from joint training's.
-
-    rows: how many a step learns from.
-    """
+def train(work: Path, weights: Path, device: str, plan: Plan) -> None:
+    """Train by a plan, from the last checkpoint if there is one, else from joint training's."""
     clips = training_clips(work)
     out = work / "sharpen"
     out.mkdir(parents=True, exist_ok=True)
@@ -92,7 +89,7 @@ def train(work: Path, weights: Path, rows: int, device: str, plan: Plan) -> None
     joint.load_state_dict(best_weights(work / "joint" / CHECKPOINT))
     model = Refined(Sharpened(joint).to(device), MelAdversary(), ADVERSARY_RATE)
     sizes = [len(clip.spoken.rows) for clip in clips]
-    prepare = functools.partial(prepared, rows=rows)
+    prepare = functools.partial(prepared, rows=plan.batch)
     run(model, clips, sizes, lambda lesson, _: loss_of(model, lesson), out / CHECKPOINT, plan, prepare)
 
 
@@ -120,7 +117,7 @@ def main() -> None:
     begin(options.work, f"sharpen-{options.part}", options.threads)
     if options.part == "train":
         plan = replace(planned(options, PLAN), batch=options.rows, rate=LEARNING_RATE, turned=TURNED)
-        train(options.work, options.weights, options.rows, options.device, plan)
+        train(options.work, options.weights, options.device, plan)
     else:
         write(options.work, options.weights, options.share)
 
