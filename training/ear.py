@@ -52,6 +52,9 @@ TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
 
 FORMAT = 6
 NORM_EPS = 1e-5
+EAR_SHARE = 5.0
+"""Of how otherwise a mel is heard, beside its distance, in the losses of those that listen."""
+
 LEAST_VARIANCE = 1e-3
 CHECKPOINT = "checkpoint.pt"
 SEED = 12

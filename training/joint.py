@@ -36,7 +36,7 @@ from training.captured import Batch
 from training.codes import Spoken, read_spoken
 from training.command import begin, learner, planned
 from training.data import read_examples
-from training.ear import Ear
+from training.ear import EAR_SHARE, Ear
 from training.ear import load as load_ear
 from training.exported import exported_frames, exported_tokenizer
 from training.flow import Trainee, prompt_of
@@ -60,7 +60,7 @@ EVERY = 4
 """Of hibari's clips only every so manieth is trained on: one voice is learned soon."""
 
 BATCH_ROWS, STEPS, LEARNING_RATE, TURNED = 6000, 8000, 8e-4, 2e-3
-EAR_SHARE, PHONE_SHARE, COMMITMENT_SHARE = 5.0, 1.0, 0.01
+PHONE_SHARE, COMMITMENT_SHARE = 1.0, 0.01
 CHANGES = Changes()
 SEED = 9
 PLAN = Plan(

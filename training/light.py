@@ -20,7 +20,7 @@ from stepaudio.encoder.speaker import SPEAKER_SIZE
 from training.acoustic import MELS
 from training.codes import ROW_FRAMES
 from training.command import begin, learner, planned
-from training.ear import Ear
+from training.ear import EAR_SHARE, Ear
 from training.ear import load as load_ear
 from training.flow import MEL_MEAN, MEL_SPREAD
 from training.joint import (
@@ -46,7 +46,7 @@ BEFORE, AFTER = 3, 3
 
 GAIN = 0.3
 STEPS, LEARNING_RATE, TURNED = 4000, 5e-4, 1.5e-3
-EAR_SHARE, PHONE_SHARE = 5.0, 0.3
+PHONE_SHARE = 0.3
 LISTENED = 0.4
 """Share of a batch's clips that the ear listens to: all of them would take as long as everything else."""
 
