@@ -1,4 +1,4 @@
-"""What the encoders hear in training: parts of clips, squeezed in time, from other throats; what is told stays."""
+"""What the tokenizer hears in training: parts of clips, squeezed in time, from other throats; what is told stays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from training import hearing
-from training.data import kaldi_centres
+from training.data import whisper_centres
 from training.phones import IGNORED
 from training.shards import ClipRecord
 
@@ -19,15 +19,11 @@ STILL = hearing.Changes(stretched=0, hurried=0, disturbed=0)
 
 @dataclass(frozen=True, eq=False)
 class Ramp:
-    """A clip whose rows tell their own place: of the filterbank and the log-mel in rows of 10 ms, told in 20 ms."""
+    """A clip whose rows tell their own place: of the log-mel in rows of 10 ms, told in 20 ms."""
 
     groups: int
     record: ClipRecord
     offset: int = 0
-
-    @property
-    def bank(self) -> np.ndarray:
-        return np.arange(12.0 * self.groups - 2)[:, None] * np.ones((1, 80))
 
     @property
     def whisper(self) -> np.ndarray:
@@ -36,6 +32,17 @@ class Ramp:
     @property
     def told(self) -> np.ndarray:
         return np.arange(6.0 * self.groups)[:, None] * np.ones((1, 3))
+
+
+@dataclass(frozen=True, eq=False)
+class Short(Ramp):
+    """A ramp with fewer or more rows of the log-mel than its groups have."""
+
+    rows: int = 0
+
+    @property
+    def whisper(self) -> np.ndarray:
+        return np.arange(float(self.rows))[:, None] * np.ones((1, 128))
 
 
 def ramp(groups: int) -> Ramp:
@@ -48,13 +55,12 @@ def test_a_hurried_clip_is_squeezed_with_what_is_told_and_its_phonemes() -> None
     paces, changing = set(), set()
     for seed in range(12):
         cut = hearing.cut(ramp(21), 12, changes, torch.Generator().manual_seed(seed))
-        assert [one.shape for one in (cut.bank, cut.whisper, cut.told)] == [(142, 80), (144, 128), (72, 3)]
+        assert [one.shape for one in (cut.whisper, cut.told)] == [(144, 128), (72, 3)]
         pace = float(cut.told[40, 0] - cut.told[20, 0]) / 20
         paces.add(round(pace, 3))
-        for rows in (cut.bank, cut.whisper):
-            np.testing.assert_allclose(float(rows[80, 0] - rows[40, 0]) / 40, pace, atol=0.02)
+        np.testing.assert_allclose(float(cut.whisper[80, 0] - cut.whisper[40, 0]) / 40, pace, atol=0.02)
         begin = 2 * float(cut.told[10, 0]) - 20 * pace  # in rows of 10 ms
-        assert abs(begin - float(cut.bank[0, 0])) < 3
+        assert abs(begin - float(cut.whisper[0, 0])) < 3
         changing.add(len(set(cut.labels.tolist())))
     assert min(paces) < 0.95
     assert max(paces) > 1.05
@@ -66,10 +72,8 @@ def test_where_nothing_is_to_change_a_part_comes_as_it_is() -> None:
     place = int(cut.whisper[0, 0])
     assert place % 12 == 0
     np.testing.assert_array_equal(cut.whisper[:, 0].numpy(), np.arange(place, place + 144))
-    np.testing.assert_array_equal(cut.bank[:, 0].numpy(), np.arange(place, place + 142))
     np.testing.assert_array_equal(cut.told[:, 0].numpy(), np.arange(place // 2, place // 2 + 72))
     heard = hearing.changed([cut], STILL, torch.Generator().manual_seed(1))
-    torch.testing.assert_close(heard.banks, cut.bank)
     torch.testing.assert_close(heard.mels[0].T, cut.whisper)
 
 
@@ -83,18 +87,17 @@ def test_batches_of_one_length_have_one_shape_however_many_clips_came() -> None:
     assert shapes[0] == shapes[1] == shapes[2]
 
 
-def test_another_throat_moves_formants_in_both_features_by_one_factor() -> None:
-    centres = kaldi_centres()
-    bank = torch.from_numpy(-(((np.log(centres) - np.log(1000)) / 0.2) ** 2)).float().repeat(5, 1)
-    whisper = torch.zeros(5, 128)
+def test_another_throat_moves_formants_by_one_factor() -> None:
+    centres = whisper_centres()
+    whisper = torch.from_numpy(-(((np.log(centres) - np.log(1000)) / 0.2) ** 2)).float().repeat(5, 1)
     changes = replace(STILL, stretched=1.0, stretch=0.34)
     moved = []
     for seed in range(20):
-        found, _ = hearing.another_throat((bank, whisper), changes, torch.Generator().manual_seed(seed))
+        found = hearing.another_throat(whisper, changes, torch.Generator().manual_seed(seed))
         moved.append(math.log(float(centres[int(found[0].argmax())]) / 1000))
     assert -0.4 < min(moved) < -0.2
     assert 0.2 < max(moved) < 0.4
-    assert hearing.another_throat((bank, whisper), STILL, torch.Generator().manual_seed(0))[0] is bank
+    assert hearing.another_throat(whisper, STILL, torch.Generator().manual_seed(0)) is whisper
 
 
 def test_nobody_knows_the_phonemes_of_a_clip_without_bounds() -> None:
@@ -103,15 +106,15 @@ def test_nobody_knows_the_phonemes_of_a_clip_without_bounds() -> None:
     assert set(hearing.labels_of(replace(clip, record=replace(clip.record, bounds=())), 0, 72).tolist()) == {IGNORED}
 
 
-def test_a_whole_clip_is_heard_to_its_last_group() -> None:
+@pytest.mark.parametrize("rows", [120, 144, 150])
+def test_a_whole_clip_is_heard_to_its_last_group_and_no_further(rows: int) -> None:
     clip = ramp(12)
-    heard = hearing.whole(clip)
+    heard = hearing.whole(Short(clip.groups, clip.record, rows=rows))
     assert heard.mels.shape == (1, 128, 144)
-    assert heard.frame.shape == (1, 36)
-    last = len(heard.where.place)
-    assert (heard.frame[0, 2::3] == last).all()  # a group's last row has no linguistic code
-    assert heard.frame[0, [0, 1, 3, 34]].tolist() == [0, 1, 2, 23]
-    assert heard.state[0].tolist() == list(range(36))
+    assert heard.lengths.tolist() == [144]
+    known = min(rows, 144)
+    assert heard.mels[0, 0, :known].tolist() == list(range(known))
+    assert not heard.mels[0, :, known:].any()
 
 
 @pytest.mark.parametrize("count", [50, 72])

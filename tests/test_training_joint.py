@@ -1,4 +1,4 @@
-"""Training of codes and flow together: it begins with what was exported, reaches the encoders, and is written again."""
+"""Training of codes and flow together: it begins with what was exported, and what it has become is written."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def clip(seconds: float, seed: int) -> joint.Whole:
     hum = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 20))
     sound = (0.1 * hum * (1 + np.sin(2 * np.pi * 3 * t)) + 0.02 * rng.standard_normal(len(t))).astype(np.float32)
     rows, voice, offset = codes.Encoders(MINI).encode(sound, 16000)
-    bank, whisper = data.bank_of(sound, 16000)[0], data.mel_of(sound, 16000)[0]
+    whisper = data.mel_of(sound, 16000)[0]
     mel = rng.normal(-6, 2, (2 * len(rows), 81)).astype(np.float16)
     record = ClipRecord("n", "s", 0, len(t), 16000, "en", "ah", "ɑ", (0, len(t)))
-    return joint.Whole(Spoken(record, rows, voice, offset, mel), bank, whisper, record)
+    return joint.Whole(Spoken(record, rows, voice, offset, mel), whisper, record)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_it_begins_with_the_codes_and_the_table_that_were_exported(
     assert float(same) > 0.9  # bfloat16 and the features' half precision turn a few codes
 
 
-def test_the_loss_reaches_both_encoders_and_the_flow(
+def test_the_loss_reaches_the_tokenizer_and_the_flow(
     model: joint.Joint,
     clips: list[joint.Whole],
     listener: ear.Ear,  # noqa: F811
@@ -70,9 +70,15 @@ def test_the_loss_reaches_both_encoders_and_the_flow(
     assert len(lesson.mel) == 2
     loss = joint.loss_of(model, lesson, listener)
     loss.backward()
-    untaught = {name for name, one in model.named_parameters() if one.grad is None or not one.grad.any()}
+    learning = [(name, one.grad) for name, one in model.named_parameters() if one.requires_grad]
+    untaught = {name for name, grad in learning if grad is None or not grad.any()}
     model.zero_grad()
-    apart = {"frames.reader", "tokenizer.bottleneck.outside", "trainee.flow.input_embedding"}
+    # The last one: mini's flow is stored without time (training.stored), so nothing leads to it any more.
+    apart = {
+        "tokenizer.bottleneck.outside",
+        "trainee.flow.input_embedding",
+        "trainee.flow.decoder.estimator.t_embedder",
+    }
     assert {name for name in untaught if not any(name.startswith(one) for one in apart)} == set()
     assert hearing.labels_of(clips[0], 10, 5).tolist() != [IGNORED] * 5
 
@@ -91,7 +97,6 @@ def test_what_it_has_become_is_written_and_the_product_hears_its_codes(
     torch.manual_seed(1)
     for parameter in model.tokenizer.bottleneck.parameters():
         parameter.data += 0.2 * torch.randn(parameter.shape)
-    model.frames.centroids = model.frames.centroids.flip(0)
     joint.write(model.eval(), tmp_path / "mini")
     again = joint.begun(tmp_path / "mini")
     torch.testing.assert_close(again.table(), model.table(), atol=2e-2, rtol=2e-2)

@@ -1,4 +1,4 @@
-"""Training behind the light decoder: encoders, table and decoder learn, the flow waits."""
+"""Training behind the light decoder: tokenizer, table and decoder learn, the flow waits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model() -> light.Light:
     return light.Light(joint.begun(MINI))
 
 
-def test_encoders_table_and_decoder_learn_and_the_flow_waits(
+def test_tokenizer_table_and_decoder_learn_and_the_flow_waits(
     model: light.Light,
     lesson: joint.Lesson,
     listener: ear.Ear,  # noqa: F811
@@ -34,8 +34,8 @@ def test_encoders_table_and_decoder_learn_and_the_flow_waits(
     light.loss_of(model.train(), lesson, listener).backward()
     taught = {name for name, one in model.named_parameters() if one.grad is not None and one.grad.any()}
     model.zero_grad()
-    wanted = {name for name, _ in model.named_parameters() if name.startswith(("joint.frames.encoder", "decoder."))}
-    wanted |= {f"joint.{name}" for name in ("of_frame.weight", "of_steps_table", "pad", "tokenizer.conv1.weight")}
+    wanted = {name for name, _ in model.named_parameters() if name.startswith("decoder.")}
+    wanted |= {f"joint.{name}" for name in ("of_steps_table", "unsaid", "tokenizer.pair.weight")}
     assert wanted <= taught
     assert not any(name.startswith(("joint.trainee", "joint.reader")) for name in taught)
 

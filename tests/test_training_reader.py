@@ -40,7 +40,7 @@ def clip(name: str, seed: int, speaker: str = "s", *, aligned: bool = True, nois
     told = (where[labels] + noise * rng.standard_normal((frames, WIDTH))).astype(np.float16)
     if not aligned:
         record = replace(record, bounds=())
-    return reader.Known(record, 0, np.zeros((142, 80), np.float16), np.zeros((144, 128), np.float16), told)
+    return reader.Known(record, 0, 12, np.zeros((144, 128), np.float16), told)
 
 
 @pytest.fixture(scope="module")

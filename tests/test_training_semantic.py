@@ -11,24 +11,36 @@ import torch
 
 from stepaudio import audio
 from stepaudio.encoder.s3 import SemanticEncoder
+from stepaudio.features import WHISPER_MELS, whisper_log_power
 from training.data import Example, mel_of
+from training.exported import exported_tokenizer
 from training.phones import IGNORED, SILENCE, classes
 from training.semantic import (
+    BANDS,
     CEPSTRA,
+    HEARING,
+    HEARING_HEADS,
+    LAYERS,
     LEVELS,
     WIDTH,
     Bottleneck,
     Teacher,
+    Tokenizer,
     augmented,
+    band_shares,
+    begin_with,
     envelope,
     export,
     gathered,
     labels_of,
     loss_of,
     pitch_course,
+    positions,
     usable,
 )
 from training.shards import ClipRecord
+from training.stored import as_bytes, compact
+from training.whisper import Encoder
 
 from .conftest import voice
 
@@ -65,7 +77,8 @@ def test_gradients_pass_the_rounding() -> None:
     clean = [torch.from_numpy(one.bank.astype(np.float32)) for one in batch]
     logits, sound = model(*gathered(clean))
     loss_of(logits, sound, batch, clean, [np.full(40, 120.0, np.float32), None]).backward()
-    assert [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()] == []
+    trained = [(name, value.grad) for name, value in model.named_parameters() if value.requires_grad]
+    assert [name for name, grad in trained if grad is None or not grad.any()] == []
 
 
 def test_a_clip_beside_a_longer_one_gets_the_codes_that_it_gets_alone() -> None:
@@ -118,13 +131,75 @@ def test_the_course_of_the_pitch_knows_no_octave_and_has_holes_where_nothing_is_
     assert np.isnan(pitch_course(np.zeros(5, np.float32), 5).numpy()).all()
 
 
-def test_a_gain_in_a_band_of_the_whole_clip_changes_no_code() -> None:
+def test_it_hears_what_whispers_first_layers_hear() -> None:
     torch.manual_seed(0)
-    tokenizer = Teacher().tokenizer.eval()
-    mel, gains = torch.rand(120, 128), torch.rand(128)
+    whisper = Encoder(BANDS, HEARING, LAYERS + 1, HEARING_HEADS, 100).eval()
+    tokenizer = Tokenizer().eval()
+    sound = voice(1.2)
+    wide = torch.from_numpy(mel_of(sound.samples, sound.sample_rate)[0].astype(np.float32)).T[None]
     with torch.no_grad():
-        first, second = (tokenizer(*gathered([one])) for one in (mel, mel + gains))
-    assert (first == second).float().mean() > 0.95
+        whisper.positions.copy_(positions(torch.zeros(1, 100, HEARING)))
+        begin_with(tokenizer, whisper)
+        for weight in (*whisper.conv1.parameters(), *whisper.conv2.parameters(), *whisper.layers.parameters()):
+            weight.copy_(as_bytes(weight))
+        expected = whisper(tokenizer.narrow(wide))[LAYERS - 1]
+        found, mask = tokenizer.hear(wide, torch.tensor([wide.shape[2]], dtype=torch.int32))
+    assert bool(mask.all())
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_of_the_wide_mel_it_makes_about_the_narrow_one_that_whisper_tiny_knows() -> None:
+    tokenizer = Tokenizer().eval()
+    sound = audio.prepare_for_codes(voice(2.0))
+    wide, narrow = (
+        torch.from_numpy((np.asarray(whisper_log_power(sound, bands)) + 4) / 4) for bands in (WHISPER_MELS, BANDS)
+    )
+    with torch.no_grad():
+        tokenizer.bands.weight.copy_(band_shares()[:, :, None])
+        found = tokenizer.narrow(wide[None])[0]
+    assert found.shape == narrow.shape
+    loud = narrow > narrow.max() - 1  # a fourth of it is 10 dB
+    assert float((found - narrow)[loud].abs().mean()) < 0.02
+
+
+def test_what_is_whispers_is_not_trained() -> None:
+    tokenizer = Tokenizer()
+    trained = {name.split(".")[0] for name, one in tokenizer.named_parameters() if one.requires_grad}
+    assert trained == {"heard", "pair", "blocks", "norm", "bottleneck"}
+
+
+def test_positions_are_waves_from_two_pi_frames_to_ten_thousand_times_that() -> None:
+    found = positions(torch.zeros(1, 50, HEARING))
+    half, frames = HEARING // 2, torch.arange(50.0)
+    torch.testing.assert_close(found[:, 0], frames.sin())
+    torch.testing.assert_close(found[:, half - 1], (frames / 10_000).sin())
+    torch.testing.assert_close(found[:, half], frames.cos())
+
+
+def test_stored_it_is_a_third_and_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, whisper = Teacher().eval(), Encoder(BANDS, HEARING, LAYERS, HEARING_HEADS, 100)
+    with torch.no_grad():  # what is equal would be stored once
+        for value in (*model.parameters(), *whisper.parameters()):
+            value += 0.01 * torch.randn_like(value)
+        begin_with(model.tokenizer, whisper)
+    path = tmp_path / "speech_tokenizer_v1.onnx"
+    with pytest.warns(DeprecationWarning, match="legacy"):
+        export(model, path)
+    mel, _ = mel_of(voice(3.0).samples, voice(3.0).sample_rate)
+    features = mel.T.astype(np.float32)
+
+    def codes() -> np.ndarray:
+        return SemanticEncoder(path, device=torch.device("cpu"), threads=1).encode_features(features)
+
+    before, size = codes(), path.stat().st_size
+    compact(path)
+    assert path.stat().st_size < 0.3 * size
+    assert (codes() == before).mean() > 0.97
+    # And what training begins with again is what the file says.
+    with torch.no_grad():
+        again = exported_tokenizer(path).eval()(*gathered([torch.from_numpy(mel.astype(np.float32))]))[0]
+    assert (again.numpy() == codes()).mean() > 0.97
 
 
 def test_held_out_speakers_and_clips_without_phonemes_are_not_trained_on() -> None:

@@ -1,4 +1,4 @@
-"""Sharpening: the flow learns from adversary and reader, the encoders and the reader's own lessons are left alone."""
+"""Sharpening: the flow learns from adversary and reader, the tokenizer and the reader's own lessons are left alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def lesson() -> joint.Lesson:
     return joint.prepared([clip(2.0, 1)], torch.Generator().manual_seed(1), rows=72)
 
 
-def test_flow_reader_and_adversary_learn_and_the_encoders_do_not(model: Refined, lesson: joint.Lesson) -> None:
+def test_flow_reader_and_adversary_learn_and_the_tokenizer_does_not(model: Refined, lesson: joint.Lesson) -> None:
     model.train()
     before = {name: one.clone() for name, one in model.state_dict().items()}
     loss = sharpen.loss_of(model, lesson)
@@ -37,12 +37,12 @@ def test_flow_reader_and_adversary_learn_and_the_encoders_do_not(model: Refined,
     loss.backward()
     taught = {name for name, one in model.named_parameters() if one.grad is not None and one.grad.any()}
     inner = {name.removeprefix("generator.") for name in taught}
-    assert {"joint.of_frame.weight", "joint.trainee.flow.encoder_proj.weight", "ear.first.weight"} <= inner
-    assert not any(name.startswith(("joint.frames.", "joint.tokenizer.")) for name in inner)
+    assert {"joint.of_steps.weight", "joint.trainee.flow.encoder_proj.weight", "ear.first.weight"} <= inner
+    assert not any(name.startswith("joint.tokenizer.") for name in inner)
     assert not any(name.startswith("adversary.") for name in taught)
     changed = {name for name, one in model.state_dict().items() if not torch.equal(one, before[name])}
     assert changed
-    assert all(name.startswith("adversary.") for name in changed)  # by its own optimizer; centroids follow nobody
+    assert all(name.startswith("adversary.") for name in changed)  # by its own optimizer
 
 
 def test_what_is_made_learns_from_the_reader_but_not_the_reader_from_what_is_made(

@@ -327,17 +327,3 @@ def test_the_exported_vocoder_is_loaded_by_the_product_and_speaks(tmp_path: Path
     loaded = vocoder._hift.state_dict()
     for name in ("conv_post.weight", "ups.0.weight", "m_source.l_linear.weight"):
         torch.testing.assert_close(loaded[name], named[name], atol=2e-3, rtol=2e-3)
-
-
-def test_halving_an_onnx_file_keeps_its_answers_and_takes_half_the_room(tmp_path: Path) -> None:
-    import onnxruntime
-
-    layer = torch.nn.Sequential(torch.nn.Linear(80, 200), torch.nn.Tanh(), torch.nn.Linear(200, 192)).eval()
-    path, x = tmp_path / "one.onnx", torch.randn(3, 80)
-    with pytest.warns(DeprecationWarning, match="legacy"):
-        torch.onnx.export(layer, (x,), str(path), input_names=["x"], output_names=["y"], dynamo=False)
-    size = path.stat().st_size
-    export.halved(path)
-    assert path.stat().st_size < 0.55 * size
-    (found,) = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})
-    np.testing.assert_allclose(found, layer(x).detach().numpy(), atol=3e-3)

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 MEL = features.MelConfig()
 MELS, HOP = MEL.num_mels, MEL.hop_size
 SOUND_RATE = MEL.sampling_rate
+MEL_MEAN, MEL_SPREAD = -6.0, 2.5
+"""About those of the mels: where training begins."""
+
 LOWEST, HIGHEST = 60.0, 500.0
 """Hz between which a pitch is looked for."""
 

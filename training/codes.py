@@ -81,10 +81,11 @@ def encode_shard(encoders: Encoders, work: Path, name: str, number: int) -> None
     save_array(path, np.concatenate([one for one, _, _ in found]))
 
 
-def read_codes(work: Path, name: str) -> Iterator[Coded]:
-    """Yield the clips of a set whose codes were made."""
-    for number in shard_numbers(work / "codes" / name, "npy"):
-        path = shard_paths(work / "codes" / name, number)[0]
+def read_codes(work: Path, name: str, codes: Path | None = None) -> Iterator[Coded]:
+    """Yield the clips of a set whose codes were made.   codes: their folder, W/codes unless told otherwise."""
+    folder = (codes or work / "codes") / name
+    for number in shard_numbers(folder, "npy"):
+        path = shard_paths(folder, number)[0]
         flat, places, voices = (
             np.load(path.with_suffix(suffix), allow_pickle=False) for suffix in (".npy", ".places.npy", ".voices.npy")
         )

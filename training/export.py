@@ -1,6 +1,6 @@
 """Write mini: ``python -m training.export --work W --to models/mini`` puts all trained parts into the real layout.
 
-Weights are stored in half precision, which every loader of the product widens again.
+Weights are stored in half precision, which every loader of the product widens again; see stored.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import argparse
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from stepaudio.tiny.vocoder import as_stored
@@ -18,34 +17,7 @@ from stepaudio.vocoder.weights import FLOW_NAME, HIFT_NAME
 from stepaudio.weights import COSYVOICE, EDITX, TOKENIZER
 from training import flow, hift, linguistic_export, semantic, sizes, speaker
 from training.command import begin
-
-SMALL = 256
-"""Arrays with fewer numbers stay as they are."""
-
-
-def halved(path: Path) -> None:
-    """Store the large arrays of an ONNX file in half precision; the runtime widens them once, when it loads them."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    model = onnx.load(path)
-    nodes = []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < SMALL:
-            continue
-        name, values = tensor.name, numpy_helper.to_array(tensor)
-        stored = f"{name}_half"
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
-        nodes.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
-    for node in reversed(nodes):
-        model.graph.node.insert(0, node)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return weights in half precision."""
-    return {name: value.half() for name, value in state.items()}
+from training.stored import as_bytes, compact, flow_file, half
 
 
 def export_codes(work: Path, to: Path) -> None:
@@ -53,14 +25,17 @@ def export_codes(work: Path, to: Path) -> None:
     linguistic_export.export(work, work / "linguistic", to / TOKENIZER)
     path = to / TOKENIZER / "speech_tokenizer_v1.onnx"
     semantic.export(semantic.load(work / "semantic"), path)
-    halved(path)
+    compact(path)
 
 
 def export_voice(work: Path, to: Path) -> None:
     """Write campplus.onnx."""
     path = to / EDITX / COSYVOICE / "campplus.onnx"
-    speaker.export(speaker.load(work / "speaker"), path)
-    halved(path)
+    model = speaker.load(work / "speaker")
+    for weight in model.parameters():
+        weight.data = as_bytes(weight.data)
+    speaker.export(model, path)
+    compact(path)
 
 
 def export_flow(work: Path, to: Path) -> None:
@@ -68,7 +43,7 @@ def export_flow(work: Path, to: Path) -> None:
     folder = to / EDITX / COSYVOICE
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(sizes.FOLDER / YAML_NAME, folder / YAML_NAME)
-    torch.save(half(flow.load(work / "flow").state_dict()), folder / FLOW_NAME)
+    torch.save(flow_file(flow.load(work / "flow").state_dict()), folder / FLOW_NAME)
 
 
 def export_hift(work: Path, to: Path) -> None:

@@ -1,4 +1,4 @@
-"""The two code encoders of a weights folder, to be trained on: for them no checkpoint is needed."""
+"""The semantic tokenizer of a weights folder, to be trained on: for it no checkpoint is needed."""
 
 from __future__ import annotations
 
@@ -7,30 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stepaudio.encoder import funasr_folder
-from training import linguistic_export
-from training.linguistic import CONFIG, Quantised
 from training.semantic import Tokenizer
-
-
-def exported_frames(folder: Path) -> Quantised:
-    """Return encoder, statistics and centroids of an exported Step-Audio-Tokenizer."""
-    inner = folder / linguistic_export.FUNASR_FOLDER
-    lines = (inner / funasr_folder.CMVN).read_text(encoding="utf-8").splitlines()
-    shift, scale = (
-        torch.tensor([float(one) for one in line[line.index("[") + 1 : line.rindex("]")].split()])[
-            : CONFIG.input_size // 7
-        ]
-        for line in lines
-        if line.startswith("<LearnRateCoef>")
-    )
-    centroids = torch.from_numpy(np.load(folder / "linguistic_tokenizer.npy", allow_pickle=False))
-    model = Quantised(CONFIG, -shift, 1 / scale, centroids)
-    state = torch.load(inner / funasr_folder.WEIGHTS, weights_only=True)
-    prefix = "encoder."
-    encoder = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    model.encoder.load_state_dict(encoder)
-    return model
 
 
 def exported_tokenizer(path: Path) -> Tokenizer:
@@ -44,11 +21,13 @@ def exported_tokenizer(path: Path) -> Tokenizer:
 
     graph = onnx.load(path).graph
     stored = {one.name: numpy_helper.to_array(one).astype(np.float32) for one in graph.initializer}
-    stored |= {
-        node.output[0]: stored[node.input[0]]
-        for node in graph.node
-        if node.op_type == "Cast" and node.input[0] in stored
-    }
+    # As bytes they are widened first, and then multiplied by their scales (training.stored).
+    for node in graph.node:
+        if all(name in stored for name in node.input):
+            if node.op_type == "Cast":
+                stored[node.output[0]] = stored[node.input[0]]
+            elif node.op_type == "Mul":
+                stored[node.output[0]] = stored[node.input[0]] * stored[node.input[1]]
     products = {
         node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul" and node.input[1] in stored
     }

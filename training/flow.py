@@ -5,6 +5,9 @@ product's own modules. A random beginning of every clip is its prompt. Two round
 time 1 is learned, which is the mel that is to be expected from codes and voice; then all times, towards a mel that
 lies only a part of the way from the expected to the true one. A network as small as this tells the expected mel well
 and what is left to chance badly: ten steps of it sound like noise where one is still understood.
+
+Of the codes it reads the semantic ones alone. The linguistic encoder knows the voices of the training too well: what it
+says of them can be relied on, and so was, but of other voices it says too much that is wrong.
 """
 
 from __future__ import annotations
@@ -20,14 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stepaudio.tokens import ROWS_PER_GROUP
+from stepaudio.tokens import PAD_LINGUISTIC, ROWS_PER_GROUP
 from stepaudio.vocoder.config import FlowConfig
 from stepaudio.vocoder.dit import BLOCK_ROWS, FINAL_ROWS, NORM_EPS, Block, DiT
 from stepaudio.vocoder.flow import Flow
 from stepaudio.vocoder.weights import FLOW_NAME, read_state
-from training.acoustic import MELS
+from training.acoustic import MEL_MEAN, MEL_SPREAD, MELS
 from training.codes import ROW_FRAMES, Spoken, read_spoken
 from training.command import DEVICES, begin
+from training.ear import EAR_SHARE, Ear
+from training.ear import load as load_ear
 from training.sizes import flow_config
 from training.texts import held_out
 from training.trainer import Plan, best_weights, home, run
@@ -57,9 +62,6 @@ OTHER_VOICE = 0.5
 
 SPREAD = 0.3
 """How much of the way from the expected mel to the true one the second round goes."""
-
-MEL_MEAN, MEL_SPREAD = -6.0, 2.5
-"""About those of the mels: where training begins."""
 
 SEED = 5
 
@@ -163,10 +165,20 @@ def prompt_of(mel: torch.Tensor, count: int, generator: torch.Generator) -> torc
 
 
 def loss_of(
-    model: Trainee, batch: list[Spoken], voices: Voices, generator: torch.Generator, *, expected_only: bool
+    model: Trainee,
+    batch: list[Spoken],
+    voices: Voices,
+    generator: torch.Generator,
+    *,
+    expected_only: bool,
+    ear: Ear | None = None,
 ) -> torch.Tensor:
-    """Return how far the expected mel is off (mean absolute error) or, later, the velocity (mean squared error)."""
+    """Return how far the expected mel is off (mean absolute error) or, later, the velocity (mean squared error).
+
+    With an ear it also counts how otherwise the expected mel is heard.
+    """
     rows, mel = crops(batch, generator)
+    rows[:, :, 0] = PAD_LINGUISTIC
     count, frames, _ = mel.shape
 
     def draw(*shape: int) -> torch.Tensor:
@@ -183,7 +195,9 @@ def loss_of(
     with torch.autocast(place.type, torch.bfloat16):
         conditions = model.flow.conditions(rows, prompt, speaker)
     if expected_only:
-        return F.l1_loss(noise + model(noise, conditions, begin), mel)
+        made = noise + model(noise, conditions, begin)
+        loss = F.l1_loss(made, mel)
+        return loss if ear is None else loss + EAR_SHARE * ear.unlike(made, mel)
     with torch.no_grad():
         expected = noise + model(noise, conditions, begin)
     goal = torch.lerp(expected, mel, SPREAD)
@@ -204,11 +218,18 @@ def training_clips(work: Path) -> list[Spoken]:
 
 
 def train(
-    work: Path, steps: int, expected_steps: int, rate: float, first: Path | None, *, compiled: bool, device: str
+    work: Path,
+    plan: Plan,
+    expected_steps: int,
+    first: Path | None,
+    *,
+    compiled: bool,
+    heard: bool,
+    device: str,
 ) -> None:
-    """Train until ``steps`` steps are done, from the last checkpoint if there is one.
+    """Train by a plan, from the last checkpoint if there is one.
 
-    expected_steps: how many of them are the first round.
+    expected_steps: how many steps are the first round.   heard: whether the ear says how good the expected mel is.
     first: the folder CosyVoice-300M-25Hz of an earlier training, to begin with its weights where there is none.
     """
     clips = training_clips(work)
@@ -224,14 +245,12 @@ def train(
         model.velocity = torch.compile(velocity, dynamic=True)
     model.to(device)
     voices = Voices(clips)
-    plan = Plan(
-        steps=steps, batch=BATCH_ROWS, rate=rate, turned=TURNED * rate, weight_decay=0.01, average=0.999, seed=SEED
-    )
+    ear = load_ear(work).to(device) if heard else None
     sizes = [min(LONGEST, len(one.rows)) for one in clips]
 
     def loss(batch: list[Spoken], generator: torch.Generator) -> torch.Tensor:
         step = generator.initial_seed()  # the loop seeds it so
-        return loss_of(model, batch, voices, generator, expected_only=step < expected_steps)
+        return loss_of(model, batch, voices, generator, expected_only=step < expected_steps, ear=ear)
 
     run(model, clips, sizes, loss, out / "checkpoint.pt", plan)
 
@@ -252,18 +271,29 @@ def main() -> None:
     parser.add_argument("--expected-steps", type=int, default=STEPS // 2, help="steps of the first round")
     parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="lower, where it begins with weights")
     parser.add_argument("--first", type=Path, help="a folder CosyVoice-300M-25Hz to begin with")
+    parser.add_argument("--batch", type=int, default=BATCH_ROWS, help="rows of codes a step, 25 a second")
+    parser.add_argument("--heard", action="store_true", help="let the ear judge the expected mel, too")
     parser.add_argument("--compiled", action="store_true", help="a fifth faster, after some minutes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     options = parser.parse_args()
     begin(options.work, f"flow-{options.part}", options.threads)
+    plan = Plan(
+        steps=options.steps,
+        batch=options.batch,
+        rate=options.rate,
+        turned=TURNED * options.rate,
+        weight_decay=0.01,
+        average=0.999,
+        seed=SEED,
+    )
     train(
         options.work,
-        options.steps,
+        plan,
         options.expected_steps,
-        options.rate,
         options.first,
         compiled=options.compiled,
+        heard=options.heard,
         device=options.device,
     )
 

@@ -1,4 +1,4 @@
-"""What the two code encoders hear of clips in training: parts of them, changed as another voice or room would.
+"""What the semantic tokenizer hears of clips in training: parts of them, changed as another voice or room would.
 
 What is to be told of a clip (the mel to be given back, features to be kept) stays as it was, but for its pace.
 """
@@ -15,22 +15,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stepaudio.tokens import LINGUISTIC_PER_GROUP, ROWS_PER_GROUP
+from stepaudio.tokens import ROWS_PER_GROUP
 from training.captured import Batch
 from training.codes import ROW_FRAMES
-from training.data import RATE, frame_count, kaldi_centres, stretched, whisper_centres
-from training.linguistic import augmented as other_bank
+from training.data import RATE, stretched, whisper_centres
 from training.phones import IGNORED, frame_labels
 from training.semantic import augmented as other_mel
-from training.semantic import code_count, gathered
+from training.semantic import gathered
 from training.shards import ClipRecord
-from training.windows import Layout, layout
 
 STEP_GROUPS = 12
-"""Lengths are multiples of this, and so of the encoder's windows and of the flow's blocks."""
+"""Lengths are multiples of this, and so of the flow's blocks."""
 
 GROUP_FRAMES, GROUP_MELS = 12, ROW_FRAMES * ROWS_PER_GROUP
-"""Frames of the filterbank, and of the log-mel, in one group of codes; those of the mel."""
+"""Frames of the log-mel, and of the vocoder's mel, in one group of codes."""
 
 FRAME_SECONDS = 0.02
 
@@ -41,7 +39,7 @@ class Changes:
 
     stretched, stretch: as from another throat; logarithm of the largest factor on the formants, up and down.
     hurried, hurry: at another speed; logarithm of the largest factor on that.
-    disturbed: as through another microphone, by either encoder.
+    disturbed: as through another microphone.
     """
 
     stretched: float = 0.6
@@ -52,13 +50,11 @@ class Changes:
 
 
 class Audible(Protocol):
-    """A clip that can be heard: filterbank (F, 80), Whisper's log-mel (T, 128), and what is to be told of it.
+    """A clip that can be heard: Whisper's log-mel (T, 128), and what is to be told of it.
 
     told: (6 G, n) for ``groups`` whole groups of codes.   offset: where the codes begin, in samples at 16 kHz.
     """
 
-    @property
-    def bank(self) -> np.ndarray: ...
     @property
     def whisper(self) -> np.ndarray: ...
     @property
@@ -76,54 +72,26 @@ Clip = TypeVar("Clip", bound=Audible)
 
 @dataclass(frozen=True, eq=False)
 class Heard(Batch):
-    """What the encoders hear of a batch, and which rows of it are looked at.
+    """What the tokenizer hears of a batch: log-mels (B, 128, T) with zeros after them, and their lengths int32 (B,)."""
 
-    banks: filterbanks one after the other (N, 80), laid out as ``where`` tells.   mels: log-mels (B, 128, T) with zeros
-    after them, and their lengths int32 (B,).   frame, state: int64 (B, L), where linguistic and semantic part of
-    each row is found; the linguistic one past the last frame is padding.
-    """
-
-    banks: torch.Tensor
-    where: Layout
     mels: torch.Tensor
     lengths: torch.Tensor
-    frame: torch.Tensor
-    state: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """A part of a clip: filterbank (12 G - 2, 80), log-mel (12 G, 128), what is told (6 G, n), phonemes (6 G,)."""
+    """A part of a clip: log-mel (12 G, 128), what is told (6 G, n), phonemes (6 G,)."""
 
-    bank: torch.Tensor
     whisper: torch.Tensor
     told: torch.Tensor
     labels: torch.Tensor
 
 
-def heard_of(banks: Sequence[torch.Tensor], mels: Sequence[torch.Tensor], length: int) -> Heard:
-    """Return the features of some clips, of which the first ``length`` rows are to be looked at.
-
-    The last row of a group has no linguistic code (stepaudio.tokens.rows).
-    """
-    counts = [len(bank) for bank in banks]
-    first = np.cumsum([0, *map(frame_count, counts)])[:, None]
-    padded, lengths = gathered(list(mels))
-    row = np.arange(length)
-    group, place = row // ROWS_PER_GROUP, row % ROWS_PER_GROUP
-    frame = np.where(place < LINGUISTIC_PER_GROUP, first[:-1] + group * LINGUISTIC_PER_GROUP + place, first[-1])
-    state = np.arange(len(mels))[:, None] * code_count(padded.shape[2]) + row
-    together = torch.cat(list(banks))
-    return Heard(together, layout(counts), padded, lengths, torch.from_numpy(frame), torch.from_numpy(state))
-
-
 def whole(clip: Audible) -> Heard:
-    """Return what is heard of all of one clip, as it was said."""
+    """Return what is heard of all of one clip, as it was said: as much as its whole groups of codes are made of."""
     count = clip.groups * GROUP_FRAMES
-    bank, whisper = (torch.from_numpy(np.asarray(one, np.float32)) for one in (clip.bank, clip.whisper))
-    if len(whisper) < count:
-        whisper = F.pad(whisper, (0, 0, 0, count - len(whisper)))
-    return heard_of([bank], [whisper], clip.groups * ROWS_PER_GROUP)
+    whisper = torch.from_numpy(np.asarray(clip.whisper[:count], np.float32))
+    return Heard(*gathered([F.pad(whisper, (0, 0, 0, count - len(whisper)))]))
 
 
 def labels_of(clip: Audible, start: int, frames: int) -> np.ndarray:
@@ -151,15 +119,12 @@ def cut(clip: Audible, groups: int, changes: Changes, generator: torch.Generator
     start = int(drawn(generator) * (clip.groups - math.ceil(taken / GROUP_MELS) + 1))
     first, begin_ = start * GROUP_FRAMES, start * GROUP_MELS
     count = taken * GROUP_FRAMES // GROUP_MELS
-    bank = np.asarray(clip.bank[first : first + count - 2], np.float32)
     whisper = np.asarray(clip.whisper[first : first + count], np.float32)
     told = np.asarray(clip.told[begin_ : begin_ + taken], np.float32)
     # Codes may be made of a little more than there is: what the product pads with is as good as silence.
-    bank = np.pad(bank, ((0, count - 2 - len(bank)), (0, 0)), "edge")
     whisper = np.pad(whisper, ((0, count - len(whisper)), (0, 0)))
     labels = labels_of(clip, begin_, taken)
     return Cut(
-        squeezed(bank, groups * GROUP_FRAMES - 2),
         squeezed(whisper, groups * GROUP_FRAMES),
         squeezed(told, frames),
         torch.from_numpy(labels[(np.arange(frames) * taken + taken // 2) // frames]),
@@ -183,23 +148,20 @@ def cuts_of(batch: Sequence[Clip], rows: int, changes: Changes, generator: torch
     return [(clip, cut(clip, groups, changes, generator)) for clip in chosen]
 
 
-def another_throat(
-    heard: tuple[torch.Tensor, torch.Tensor], changes: Changes, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return filterbank and log-mel of a clip as if its formants lay elsewhere, as often as ``changes`` say.
+def another_throat(whisper: torch.Tensor, changes: Changes, generator: torch.Generator) -> torch.Tensor:
+    """Return the log-mel of a clip as if its formants lay elsewhere, as often as ``changes`` say.
 
     What is to be told stays as it was: so the codes need not tell whose voice it is, which the speaker vector and the
     prompt do (vocal tract length perturbation: Jaitly and Hinton, 2013).
     """
     if drawn(generator) >= changes.stretched:
-        return heard
-    factor = math.exp(changes.stretch * (2 * drawn(generator) - 1))
-    return stretched(heard[0], kaldi_centres(), factor), stretched(heard[1], whisper_centres(), factor)
+        return whisper
+    return stretched(whisper, whisper_centres(), math.exp(changes.stretch * (2 * drawn(generator) - 1)))
 
 
 def changed(cuts: Sequence[Cut], changes: Changes, generator: torch.Generator) -> Heard:
-    """Return what the encoders hear of some parts of one length: other throats, other microphones."""
-    pairs = [another_throat((one.bank, one.whisper), changes, generator) for one in cuts]
-    banks = [other_bank(one, generator) if drawn(generator) < changes.disturbed else one for one, _ in pairs]
-    mels = [other_mel(one, generator) if drawn(generator) < changes.disturbed else one for _, one in pairs]
-    return heard_of(banks, mels, len(cuts[0].labels) // ROW_FRAMES)
+    """Return what is heard of some parts of one length: other throats, other microphones."""
+    mels = [another_throat(one.whisper, changes, generator) for one in cuts]
+    return Heard(
+        *gathered([other_mel(one, generator) if drawn(generator) < changes.disturbed else one for one in mels])
+    )

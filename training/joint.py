@@ -1,9 +1,9 @@
-"""Train both code encoders and the flow together: ``python -m training.joint {train,export} --work W``.
+"""Train the semantic tokenizer and the flow together: ``python -m training.joint {train,export} --work W``.
 
-Apart, each encoder learned to tell phonemes through its own bottleneck, so the two streams of codes say much the same
-twice, and what both get wrong nobody hears: recordings of unknown voices came back with the wrong words, however long
-the flow was trained. Here both learn through their bottlenecks what the flow needs to give the mel back, besides the
-phonemes that the two must tell together. What is begun with are the exported weights: no checkpoint is needed.
+Apart, the tokenizer learned to tell phonemes through its bottleneck, and what it got wrong nobody hears: recordings of
+unknown voices came back with the wrong words, however long the flow was trained. Here it learns through its bottleneck
+what the flow needs to give the mel back, besides the phonemes. What is begun with are the exported weights: no
+checkpoint is needed. Linguistic codes have no part in it (see training.flow).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stepaudio.tokens import (
     GROUP_SECONDS,
@@ -29,7 +28,7 @@ from stepaudio.tokens import (
 )
 from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from stepaudio.weights import COSYVOICE, EDITX, TOKENIZER
-from training import export, linguistic_export, semantic
+from training import semantic
 from training.acoustic import MELS
 from training.align import Alignments
 from training.captured import Batch
@@ -38,14 +37,14 @@ from training.command import begin, learner, planned
 from training.data import read_examples
 from training.ear import EAR_SHARE, Ear
 from training.ear import load as load_ear
-from training.exported import exported_frames, exported_tokenizer
+from training.exported import exported_tokenizer
 from training.flow import Trainee, prompt_of
 from training.hearing import Changes, Heard, changed, cuts_of
-from training.linguistic import CONFIG, Quantised, Recogniser, assign
 from training.phones import CLASSES, misread
 from training.semantic import LEVELS, Tokenizer
 from training.shards import ClipRecord
 from training.sizes import flow_config
+from training.stored import compact, flow_file
 from training.texts import held_out
 from training.trainer import Plan, best_weights, home, run
 
@@ -60,7 +59,7 @@ EVERY = 4
 """Of hibari's clips only every so manieth is trained on: one voice is learned soon."""
 
 BATCH_ROWS, STEPS, LEARNING_RATE, TURNED = 6000, 8000, 8e-4, 2e-3
-PHONE_SHARE, COMMITMENT_SHARE = 1.0, 0.01
+PHONE_SHARE = 1.0
 CHANGES = Changes()
 SEED = 9
 PLAN = Plan(
@@ -70,10 +69,9 @@ PLAN = Plan(
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """A clip with all that is heard of it: filterbank (F, 80), Whisper's log-mel (T, 128), mel and voice (Spoken)."""
+    """A clip with all that is heard of it: Whisper's log-mel (T, 128), mel and voice (Spoken)."""
 
     spoken: Spoken
-    bank: np.ndarray
     whisper: np.ndarray
     record: ClipRecord
 
@@ -95,16 +93,13 @@ class Whole:
 
 def read_wholes(work: Path, name: str) -> Iterator[Whole]:
     """Yield the clips of a set of which everything was made and which may be trained on."""
-    banks, mels = (
-        {one.record.name: one.bank for one in read_examples(work / name, work / folder / name)}
-        for folder in ("banks", "mels")
-    )
+    mels = {one.record.name: one.bank for one in read_examples(work / name, work / "mels" / name)}
     known = Alignments(work, name)
     for spoken in read_spoken(work, name):
         record = spoken.record
         fits = SHORTEST <= len(spoken.rows) <= LONGEST and record.speaker not in held_out().speakers
-        if fits and record.name in banks and record.name in mels:
-            yield Whole(spoken, banks[record.name], mels[record.name], known.of(record))
+        if fits and record.name in mels:
+            yield Whole(spoken, mels[record.name], known.of(record))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,46 +115,37 @@ class Lesson(Batch):
 
 
 class Joint(nn.Module):
-    """Both encoders with their bottlenecks, and the flow behind them.
+    """The tokenizer with its bottleneck, and the flow behind it.
 
     What the flow's table says of a code is the sum of a linear function of what the bottleneck let through, by which
-    gradients reach the encoders, and a table of its own. Both begin so that the sum is the table that was exported.
+    gradients reach the tokenizer, and a table of its own. Both begin so that the sum is the table that was exported.
     """
 
-    def __init__(self, frames: Quantised, tokenizer: Tokenizer, trainee: Trainee) -> None:
+    def __init__(self, tokenizer: Tokenizer, trainee: Trainee) -> None:
         super().__init__()
-        self.frames, self.tokenizer, self.trainee = frames, tokenizer, trainee
+        self.tokenizer, self.trainee = tokenizer, trainee
         table = trainee.flow.input_embedding.embedding.weight.detach()
-        half = table.shape[1]
-        self.of_frame, self.of_steps = nn.Linear(CONFIG.size, half), nn.Linear(len(LEVELS), half)
-        self.of_frame_table = nn.Parameter(_fit(self.of_frame, frames.centroids, table[:LINGUISTIC_CODES]))
+        self.of_steps = nn.Linear(len(LEVELS), table.shape[1])
         self.of_steps_table = nn.Parameter(
             _fit(self.of_steps, all_steps(), table[LINGUISTIC_CODES:][SEMANTIC_ROW_OFFSET:])
         )
-        self.pad = nn.Parameter(table[PAD_LINGUISTIC].clone())
+        self.unsaid = nn.Parameter(table[PAD_LINGUISTIC].clone())
         self.reader = nn.Linear(flow_config().encoder.output_size, CLASSES)
 
     def embedded(self, heard: Heard) -> torch.Tensor:
         """Return what the flow's encoder reads of a batch, (B, L, width)."""
-        # The fused attention's backward pass is made for long rows: on windows it costs half of a step.
-        with torch.autocast(heard.banks.device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            frames = self.frames.frames_of(heard.banks, heard.where).float()
-        left = self.of_frame(frames) + self.of_frame_table[assign(frames.detach(), self.frames.centroids)[0]]
         with torch.autocast(heard.mels.device.type, torch.bfloat16):
             states, _ = self.tokenizer.encode(heard.mels, heard.lengths)
         neck = self.tokenizer.bottleneck
         steps = neck.steps(states.float())
         codes = ((steps.detach().round() + neck.middle) * neck.places).sum(-1).round().long()
-        right = self.of_steps((steps + (steps.round() - steps).detach()) / neck.middle) + self.of_steps_table[codes]
-        left = torch.cat((left, self.pad[None]))[heard.frame]
-        right = right.flatten(0, 1)[heard.state]
-        return torch.cat((left, right), -1)
+        semantic_ = self.of_steps((steps + (steps.round() - steps).detach()) / neck.middle) + self.of_steps_table[codes]
+        return torch.cat((self.unsaid.expand_as(semantic_), semantic_), -1)
 
     def table(self) -> torch.Tensor:
         """Return the flow's table of codes as it has become."""
-        left = self.of_frame(self.frames.centroids) + self.of_frame_table
-        right = self.of_steps(all_steps().to(left.device)) + self.of_steps_table
-        return torch.cat((left, self.pad[None], right))
+        semantic_ = self.of_steps(all_steps().to(self.unsaid.device)) + self.of_steps_table
+        return torch.cat((self.unsaid.expand(LINGUISTIC_CODES + SEMANTIC_ROW_OFFSET, -1), semantic_))
 
 
 def _fit(layer: nn.Linear, inputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -217,15 +203,14 @@ def loss_of(model: Joint, lesson: Lesson, ear: Ear) -> torch.Tensor:
     with torch.autocast(place.type, torch.bfloat16):
         phones = model.reader(features)
     loss = F.l1_loss(made, lesson.mel) + EAR_SHARE * ear.unlike(made, lesson.mel)
-    return loss + PHONE_SHARE * misread(phones, lesson.labels) + COMMITMENT_SHARE * model.frames.commitment
+    return loss + PHONE_SHARE * misread(phones, lesson.labels)
 
 
 def begun(weights: Path) -> Joint:
     """Return the model as the weights folder has it."""
     trainee = Trainee(flow_config())
     trainee.flow.load_state_dict(read_state(weights / EDITX / COSYVOICE / FLOW_NAME))
-    folder = weights / TOKENIZER
-    return Joint(exported_frames(folder), exported_tokenizer(folder / TOKENIZER_FILE), trainee)
+    return Joint(exported_tokenizer(weights / TOKENIZER / TOKENIZER_FILE), trainee)
 
 
 def training_clips(work: Path, every: int = EVERY) -> list[Whole]:
@@ -254,15 +239,11 @@ def train(work: Path, weights: Path, every: int, device: str, plan: Plan) -> Non
 
 
 def write(model: Joint, weights: Path) -> None:
-    """Write both encoders and the flow into a weights folder."""
-    frames = linguistic_export.rounded(model.frames)
-    plain = Recogniser(CONFIG, frames.mean, frames.deviation)
-    plain.load_state_dict(frames.state_dict(), strict=False)
-    linguistic_export.write_folder(plain, frames.centroids, weights / TOKENIZER)
+    """Write tokenizer and flow into a weights folder."""
     teacher = semantic.Teacher()
     teacher.tokenizer.load_state_dict(model.tokenizer.state_dict())
     semantic.export(teacher, weights / TOKENIZER / TOKENIZER_FILE)
-    export.halved(weights / TOKENIZER / TOKENIZER_FILE)
+    compact(weights / TOKENIZER / TOKENIZER_FILE)
     torch.save(flow_of(model), weights / EDITX / COSYVOICE / FLOW_NAME)
 
 
@@ -271,7 +252,7 @@ def flow_of(model: Joint) -> dict[str, torch.Tensor]:
     flow = model.trainee.flow
     with torch.no_grad():
         flow.input_embedding.embedding.weight.copy_(model.table())
-    return export.half(flow.state_dict())
+    return flow_file(flow.state_dict())
 
 
 def main() -> None:

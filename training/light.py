@@ -1,9 +1,9 @@
-"""Train both code encoders behind a light decoder: ``python -m training.light {train,export} --work W --weights M``.
+"""Train the tokenizer behind a light decoder: ``python -m training.light {train,export} --work W --weights M``.
 
 A step of joint training is mostly the flow's. What the codes must hold can be learned behind any decoder that gives the
 mel back, and where there is no GPU a few convolutions do it in less than half of the time. Besides the mel's distance
 and the phonemes it is the ear (training.ear) that says what must survive. The flow's table of codes learns with the
-encoders; then the flow learns to read it: training.joint goes on from the exported weights.
+tokenizer; then the flow learns to read it: training.joint goes on from the exported weights.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from stepaudio.encoder.speaker import SPEAKER_SIZE
-from training.acoustic import MELS
+from training.acoustic import MEL_MEAN, MEL_SPREAD, MELS
 from training.codes import ROW_FRAMES
 from training.command import begin, learner, planned
 from training.ear import EAR_SHARE, Ear
 from training.ear import load as load_ear
-from training.flow import MEL_MEAN, MEL_SPREAD
 from training.joint import (
     CHECKPOINT,
-    COMMITMENT_SHARE,
     EVERY,
     PLAN,
     SEED,
@@ -110,13 +108,13 @@ class Decoder(nn.Module):
 
 
 class Light(nn.Module):
-    """Both encoders as joint training has them, of which the flow waits, and the light decoder."""
+    """The tokenizer as joint training has it, of which the flow waits, and the light decoder."""
 
     def __init__(self, joint: Joint) -> None:
         super().__init__()
         self.joint, self.decoder = joint, Decoder()
-        joint.trainee.requires_grad_(False)
-        joint.reader.requires_grad_(False)
+        for part in (joint.trainee, joint.reader):
+            part.requires_grad_(False)
 
 
 def loss_of(model: Light, lesson: Lesson, ear: Ear) -> torch.Tensor:
@@ -125,7 +123,7 @@ def loss_of(model: Light, lesson: Lesson, ear: Ear) -> torch.Tensor:
     made, phones = model.decoder(model.joint.embedded(lesson.heard), lesson.voices)
     count = max(1, round(LISTENED * len(made)))
     loss = F.l1_loss(made, lesson.mel) + EAR_SHARE * ear.unlike(made[:count], lesson.mel[:count])
-    return loss + PHONE_SHARE * misread(phones, lesson.labels) + COMMITMENT_SHARE * model.joint.frames.commitment
+    return loss + PHONE_SHARE * misread(phones, lesson.labels)
 
 
 def train(work: Path, weights: Path, every: int, device: str, plan: Plan) -> None:

@@ -109,7 +109,7 @@ def write_folder(model: Recogniser, centroids: torch.Tensor, folder: Path) -> No
     (inner / funasr_folder.CMVN).write_text(cmvn(model.mean, model.deviation), encoding="utf-8")
     state = {f"encoder.{name}": tensor.half() for name, tensor in model.encoder.state_dict().items()}
     torch.save(state, inner / funasr_folder.WEIGHTS)
-    np.save(folder / "linguistic_tokenizer.npy", centroids.float().numpy())
+    np.save(folder / "linguistic_tokenizer.npy", centroids.half().numpy())
 
 
 def export(work: Path, out: Path, to: Path) -> None:

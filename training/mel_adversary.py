@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.acoustic import MELS
+from training.acoustic import MEL_MEAN, MEL_SPREAD, MELS
 from training.adversary import Judge
-from training.flow import MEL_MEAN, MEL_SPREAD
 from training.phones import CLASSES
 
 CHANNELS = 32

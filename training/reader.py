@@ -47,18 +47,16 @@ SEED = 11
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A clip as training.hearing wants it; told: what the flow's encoder makes of its codes, float16 (6 G, D)."""
+    """A clip as training.hearing wants it; told: what the flow's encoder makes of its codes, float16 (6 G, D).
+
+    groups: how many whole groups of codes there are.
+    """
 
     record: ClipRecord
     offset: int
-    bank: np.ndarray
+    groups: int
     whisper: np.ndarray
     told: np.ndarray
-
-    @property
-    def groups(self) -> int:
-        """How many whole groups of codes there are."""
-        return frame_count(len(self.bank)) // LINGUISTIC_PER_GROUP
 
 
 @torch.inference_mode()
@@ -66,7 +64,8 @@ def listened(model: Joint, work: Path, name: str, every: int = 1) -> Iterator[Kn
     """Yield every ``every``-th clip of a set with the features of its codes; see SHORTEST and LONGEST for which."""
     mels = {one.record.name: one for one in read_examples(work / name, work / "mels" / name)}
     for one in itertools.islice(read_examples(work / name, work / "banks" / name), 0, None, every):
-        clip = Known(one.record, one.offset, one.bank, mels[one.record.name].bank, np.zeros(0))
+        groups = frame_count(len(one.bank)) // LINGUISTIC_PER_GROUP
+        clip = Known(one.record, one.offset, groups, mels[one.record.name].bank, np.zeros(0))
         if SHORTEST <= clip.groups * ROWS_PER_GROUP <= LONGEST:
             yield replace(clip, told=features(model, clip))
 

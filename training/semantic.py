@@ -1,9 +1,10 @@
 """Train mini's semantic tokenizer: ``python -m training.semantic {mels,train,evaluate,export} --work W``.
 
-The recipe of S3 (Du et al., CosyVoice, arXiv 2407.05407): an encoder that must tell phonemes through a bottleneck of
-discrete codes, 25 a second. The bottleneck is finite scalar quantisation (Mentzer et al., arXiv 2309.15505): no
-codebook, no dead codes. Exported with the signature of speech_tokenizer_v1.onnx; only what stands before the
-bottleneck is exported.
+The recipe of S3 (Du et al., CosyVoice, arXiv 2407.05407): an encoder that knows speech by recognising it, and must tell
+phonemes through a bottleneck of discrete codes, 25 a second. What knows speech are the first two layers of Whisper
+tiny.en, which stay as they are: trained on, they knew our voices better and words of others worse. The bottleneck is
+finite scalar quantisation (Mentzer et al., arXiv 2309.15505): no codebook, no dead codes. Exported with the signature
+of speech_tokenizer_v1.onnx; only what stands before the bottleneck is exported.
 
 Besides phonemes the codes must tell the spectral envelope and the course of the pitch, both less the clip's mean: an
 encoder as small as this confuses phonemes, and what it took for the wrong one can still be said as it sounded.
@@ -20,22 +21,35 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import nnls
 from torch import nn
 
-from stepaudio.features import WHISPER_MELS
+from stepaudio.features import WHISPER_FFT, WHISPER_MELS, mel_filters
 from training.align import read_aligned
 from training.command import begin
 from training.data import RATE, Example, cache_features, mel_of, read_examples, times_shown
 from training.judges import errors
 from training.phones import CLASSES, classes, collapsed, frame_labels
+from training.stored import as_bytes
 from training.texts import held_out
 from training.trainer import Plan, run
+from training.whisper import Encoder, Layer, tiny_en
 
 log = logging.getLogger(__name__)
 
-WIDTH, HEADS, HIDDEN, KERNEL = 160, 4, 480, 11
-BEFORE, AFTER = 4, 2
-"""Blocks before the bottleneck, which are exported, and after it."""
+LAYERS, BANDS, HEARING, HEARING_HEADS = 2, 80, 384, 6
+"""Of Whisper tiny.en: its first layers, the bands of its log-mel, the layers' width and heads."""
+
+LONGEST_WAVE = 10_000
+"""Over 2 pi: frames in the longest wave of Whisper's positions."""
+
+POWER_FLOOR = 1e-10
+
+WIDTH, HIDDEN, KERNEL = 192, 576, 5
+BEFORE, AFTER = 2, 2
+"""Blocks of our own before the bottleneck, which are exported, and after it."""
+
+GAIN = 0.3
 
 LEVELS = (5, 5, 5, 4, 4)
 """Steps of each number of the bottleneck: 2000 codes, which fit into the 4096 that the language model knows."""
@@ -59,31 +73,25 @@ ENVELOPE_SHARE, PITCH_SHARE = 1.0, 0.3
 PITCH_SCALE = 4.0
 """Of log2 of the pitch over the clip's median: a fourth of an octave is 1."""
 
-INPUT_SCALE = 4.0
 CTC_SHARE = 1.0
 SEED = 2
 
 
 class Block(nn.Module):
-    """A pre-norm layer: full attention, a depthwise convolution (which tells places apart), a feed-forward part."""
+    """A depthwise convolution and a feed-forward part (Liu et al., ConvNeXt, arXiv 2201.03545)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(WIDTH) for _ in range(3))
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.near = nn.Conv1d(WIDTH, WIDTH, KERNEL, padding=KERNEL // 2, groups=WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
         self.up, self.down = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
-        self.dropout = nn.Dropout(0.1)
+        self.gain = nn.Parameter(torch.full((WIDTH,), GAIN))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return (B, L, WIDTH) for (B, L, WIDTH); mask: (B, L, 1), 1 where there is sound and 0 beyond its end."""
-        batch, length, _ = x.shape
-        query, key, value = self.qkv(self.norm1(x)).view(batch, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-        scores = query @ key.transpose(-1, -2) / math.sqrt(WIDTH // HEADS)
-        weights = (scores - 1e4 * (1 - mask[:, None, None, :, 0])).softmax(-1)
-        x = x + self.dropout(self.out((weights @ value).transpose(1, 2).reshape(batch, length, WIDTH)))
-        x = x + self.near((self.norm2(x) * mask).transpose(1, 2)).transpose(1, 2)
-        return x + self.dropout(self.down(F.gelu(self.up(self.norm3(x)))))
+        near = self.near((x * mask).transpose(1, 2)).transpose(1, 2)
+        out: torch.Tensor = x + self.gain * self.down(F.relu(self.up(self.norm(near))))
+        return out
 
 
 class Bottleneck(nn.Module):
@@ -121,26 +129,52 @@ class Tokenizer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv1d(WHISPER_MELS, WIDTH, 3, stride=2, padding=1)
-        self.conv2 = nn.Conv1d(WIDTH, WIDTH, 3, stride=2, padding=1)
+        self.bands = nn.Conv1d(WHISPER_MELS, BANDS, 1, bias=False)
+        self.conv1 = nn.Conv1d(BANDS, HEARING, 3, padding=1)
+        self.conv2 = nn.Conv1d(HEARING, HEARING, 3, stride=2, padding=1)
+        self.layers = nn.ModuleList(Layer(HEARING, HEARING_HEADS, 4 * HEARING) for _ in range(LAYERS))
+        self.heard = nn.LayerNorm(HEARING)
+        self.pair = nn.Linear(2 * HEARING, WIDTH)
         self.blocks = nn.ModuleList(Block() for _ in range(BEFORE))
         self.norm = nn.LayerNorm(WIDTH)
         self.bottleneck = Bottleneck()
+        for part in self.frozen():
+            part.requires_grad_(False)
+
+    def frozen(self) -> tuple[nn.Module, ...]:
+        """Return what is Whisper's and never trained."""
+        return self.bands, self.conv1, self.conv2, self.layers
 
     def encode(self, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (B, L, WIDTH) before the bottleneck, and its mask (B, L, 1)."""
-        mask = self._mask(mel.shape[2], lengths)
-        # Less each band's mean over the clip: what microphone and voice add to all of it is nobody's phoneme.
-        mean = (mel * mask).sum(2, keepdim=True) / mask.sum(2, keepdim=True).clamp(min=1)
-        x = F.gelu(self.conv1((mel - mean) * mask * INPUT_SCALE))
-        lengths = (lengths + 1) // 2
-        x = F.gelu(self.conv2(x * self._mask(x.shape[2], lengths)))
-        lengths = (lengths + 1) // 2
-        mask = self._mask(x.shape[2], lengths).transpose(1, 2)
-        x = x.transpose(1, 2)
+        x, mask = self.hear(mel, lengths)
+        x = self.heard(x) * mask
+        x = F.pad(x, (0, 0, 0, 1))[:, : (x.shape[1] + 1) // 2 * 2]
+        x = self.pair(x.reshape(x.shape[0], -1, 2 * HEARING))
+        mask = F.pad(mask, (0, 0, 0, 1))[:, ::2][:, : x.shape[1]]
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x), mask
+
+    def hear(self, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what Whisper's layers make of a log-mel, (B, ceil(T / 2), HEARING), and its mask (B, ..., 1)."""
+        mask = self._mask(mel.shape[2], lengths)
+        x = F.gelu(self.conv1(self.narrow(mel) * mask))
+        x = F.gelu(self.conv2(x * mask)).transpose(1, 2)
+        mask = self._mask(x.shape[1], (lengths + 1) // 2).transpose(1, 2)
+        x = x + positions(x)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x, mask
+
+    def narrow(self, mel: torch.Tensor) -> torch.Tensor:
+        """Return Whisper tiny.en's log-mel, (B, BANDS, T), of that of Whisper large (B, 128, T).
+
+        Both are log10 of a power, plus 4, over 4.
+        """
+        with torch.autocast(mel.device.type, enabled=False):
+            power = self.bands(torch.exp((4 * mel.float() - 4) * math.log(10)))
+            return power.clamp(min=POWER_FLOOR).log() / (4 * math.log(10)) + 1
 
     def forward(self, feats: torch.Tensor, feats_length: torch.Tensor) -> torch.Tensor:
         """Return the codes."""
@@ -148,6 +182,38 @@ class Tokenizer(nn.Module):
 
     def _mask(self, count: int, lengths: torch.Tensor) -> torch.Tensor:
         return (torch.arange(count, device=lengths.device)[None, None] < lengths[:, None, None]).float()
+
+
+def positions(x: torch.Tensor) -> torch.Tensor:
+    """Return Whisper's positions, (T, width), of (B, T, width): sines and cosines of waves from 2 pi frames up.
+
+    Computed and not stored, or they would be a fifth of the file.
+    """
+    half = x.shape[2] // 2
+    pace = torch.exp(-math.log(LONGEST_WAVE) / (half - 1) * torch.arange(half, device=x.device))
+    angles = torch.arange(x.shape[1], device=x.device)[:, None] * pace
+    return torch.cat((angles.sin(), angles.cos()), 1).to(x.dtype)
+
+
+@torch.no_grad()
+def begin_with(tokenizer: Tokenizer, whisper: Encoder) -> None:
+    """Give a tokenizer Whisper's first layers, with the weights that will be stored (training.stored)."""
+    tokenizer.bands.weight.copy_(band_shares()[:, :, None])
+    tokenizer.conv1.load_state_dict(whisper.conv1.state_dict())
+    tokenizer.conv2.load_state_dict(whisper.conv2.state_dict())
+    for ours, theirs in zip(tokenizer.layers, whisper.layers, strict=False):
+        ours.load_state_dict(theirs.state_dict())
+    for part in tokenizer.frozen():
+        for weight in part.parameters():
+            weight.copy_(as_bytes(weight))
+
+
+def band_shares() -> torch.Tensor:
+    """Return how many times each of 128 bands best goes into each of 80 filters, none less than never; (80, 128)."""
+    wide, narrow = (
+        mel_filters(RATE, WHISPER_FFT, bands, 0.0, RATE / 2).double().numpy() for bands in (WHISPER_MELS, BANDS)
+    )
+    return torch.from_numpy(np.stack([nnls(wide.T, one)[0] for one in narrow])).float()
 
 
 class Teacher(nn.Module):
@@ -304,6 +370,7 @@ def train(work: Path, out: Path, steps: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     model = Teacher()
+    begin_with(model.tokenizer, tiny_en())
     log.info("%.2f M parameters in the tokenizer", sum(one.numel() for one in model.tokenizer.parameters()) / 1e6)
 
     def loss(batch: list[Example], generator: torch.Generator) -> torch.Tensor:

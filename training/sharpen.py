@@ -18,7 +18,6 @@ from torch import nn
 
 from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from stepaudio.weights import COSYVOICE, EDITX
-from training import export
 from training.adversary import Refined, apart
 from training.command import begin, learner, planned
 from training.joint import (
@@ -35,6 +34,7 @@ from training.joint import (
 )
 from training.mel_adversary import MelAdversary, Reader
 from training.phones import misread
+from training.stored import flow_file
 from training.trainer import Plan, best_weights, home, run
 
 BATCH_ROWS, STEPS, LEARNING_RATE, TURNED = 600, 6000, 2e-4, 4e-4
@@ -52,15 +52,7 @@ class Sharpened(nn.Module):
     def __init__(self, joint: Joint) -> None:
         super().__init__()
         self.joint, self.ear = joint, Reader()
-        for part in (joint.frames, joint.tokenizer):
-            part.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> Sharpened:
-        """Train or not; the encoders, whose centroids follow what they hear in training, never do."""
-        super().train(mode)
-        self.joint.frames.eval()
-        self.joint.tokenizer.eval()
-        return self
+        joint.tokenizer.requires_grad_(False)
 
 
 def loss_of(model: Refined, lesson: Lesson) -> torch.Tensor:
@@ -105,7 +97,7 @@ def write(work: Path, weights: Path, share: float) -> None:
     joint.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
     after = flow_of(joint)
     mixed = {name: torch.lerp(one.float(), after[name].float(), share) for name, one in read_state(path).items()}
-    torch.save(export.half(mixed), path)
+    torch.save(flow_file(mixed), path)
 
 
 def main() -> None:
