@@ -10,7 +10,7 @@ import torch
 
 from stepaudio import device
 from stepaudio.loading import load_encoder
-from stepaudio.tokens import interleave, rows
+from stepaudio.tokens import PAD_LINGUISTIC, interleave, rows
 from stepaudio.types import Waveform
 from stepaudio.vocoder.vocoder import load_vocoder
 from stepaudio.weights import WeightsFolder, read_card
@@ -299,6 +299,22 @@ def test_a_refined_generator_is_preferred(tmp_path: Path, monkeypatch: pytest.Mo
     torch.save({"model": second.state_dict()}, tmp_path / "hift" / "refined.pt")
     found = hift.load(tmp_path).conv_post.weight
     torch.testing.assert_close(found, second.generator.hift.conv_post.weight.detach())
+
+
+def test_a_flow_that_was_trained_hears_no_linguistic_code(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save({"model": flow.Trainee(flow_config()).state_dict()}, tmp_path / "checkpoint.pt")
+    loaded = flow.load(tmp_path)
+    rows = torch.stack((torch.randint(1024, (12,)), torch.randint(1030, 3000, (12,))), 1)[None]
+    other = rows.clone()
+    other[:, :, 0] = PAD_LINGUISTIC
+    with torch.inference_mode():
+        one, two, three = (
+            loaded.conditions(codes, torch.zeros(1, 24, 80), torch.ones(1, 192))
+            for codes in (rows, other, rows.flip(1))
+        )
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
 
 
 def test_the_exported_vocoder_is_loaded_by_the_product_and_speaks(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from stepaudio.vocoder.weights import FLOW_NAME, HIFT_NAME
 from stepaudio.weights import COSYVOICE, EDITX, TOKENIZER
 from training import flow, hift, linguistic_export, semantic, sizes, speaker
 from training.command import begin
-from training.stored import as_bytes, compact, flow_file, half
+from training.stored import compact, flow_file, half, to_bytes
 
 
 def export_codes(work: Path, to: Path) -> None:
@@ -32,8 +32,7 @@ def export_voice(work: Path, to: Path) -> None:
     """Write campplus.onnx."""
     path = to / EDITX / COSYVOICE / "campplus.onnx"
     model = speaker.load(work / "speaker")
-    for weight in model.parameters():
-        weight.data = as_bytes(weight.data)
+    to_bytes(model)
     speaker.export(model, path)
     compact(path)
 

@@ -34,6 +34,7 @@ from training.command import DEVICES, begin
 from training.ear import EAR_SHARE, Ear
 from training.ear import load as load_ear
 from training.sizes import flow_config
+from training.stored import deaf
 from training.texts import held_out
 from training.trainer import Plan, best_weights, home, run
 
@@ -259,6 +260,7 @@ def load(out: Path) -> Flow:
     """Return the flow of the last checkpoint (its running average), to be used and not trained."""
     model = Trainee(flow_config())
     model.load_state_dict(best_weights(out / "checkpoint.pt"))
+    model.flow.load_state_dict(deaf(model.flow.state_dict()))  # no training has told the rows of linguistic codes
     return model.flow.eval()
 
 

@@ -30,7 +30,7 @@ from training.command import begin
 from training.data import RATE, Example, cache_features, mel_of, read_examples, times_shown
 from training.judges import errors
 from training.phones import CLASSES, classes, collapsed, frame_labels
-from training.stored import as_bytes
+from training.stored import to_bytes
 from training.texts import held_out
 from training.trainer import Plan, run
 from training.whisper import Encoder, Layer, tiny_en
@@ -132,7 +132,7 @@ class Tokenizer(nn.Module):
         self.bands = nn.Conv1d(WHISPER_MELS, BANDS, 1, bias=False)
         self.conv1 = nn.Conv1d(BANDS, HEARING, 3, padding=1)
         self.conv2 = nn.Conv1d(HEARING, HEARING, 3, stride=2, padding=1)
-        self.layers = nn.ModuleList(Layer(HEARING, HEARING_HEADS, 4 * HEARING) for _ in range(LAYERS))
+        self.layers = nn.ModuleList(Layer(HEARING, HEARING_HEADS) for _ in range(LAYERS))
         self.heard = nn.LayerNorm(HEARING)
         self.pair = nn.Linear(2 * HEARING, WIDTH)
         self.blocks = nn.ModuleList(Block() for _ in range(BEFORE))
@@ -204,8 +204,7 @@ def begin_with(tokenizer: Tokenizer, whisper: Encoder) -> None:
     for ours, theirs in zip(tokenizer.layers, whisper.layers, strict=False):
         ours.load_state_dict(theirs.state_dict())
     for part in tokenizer.frozen():
-        for weight in part.parameters():
-            weight.copy_(as_bytes(weight))
+        to_bytes(part)
 
 
 def band_shares() -> torch.Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from stepaudio.tokens import LINGUISTIC_CODES, PAD_LINGUISTIC
 from stepaudio.vocoder.dit import TIME_FEATURES
@@ -37,6 +38,13 @@ def as_bytes(weight: torch.Tensor) -> torch.Tensor:
         return weight
     scale = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True).clamp(min=LEAST_SCALE) / STEPS
     return (weight / scale).round() * scale
+
+
+@torch.no_grad()
+def to_bytes(model: nn.Module) -> None:
+    """Round all weights of a model as ``as_bytes`` does, so that storing them so changes nothing."""
+    for weight in model.parameters():
+        weight.copy_(as_bytes(weight))
 
 
 def compact(path: Path) -> None:
@@ -79,13 +87,18 @@ def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def flow_file(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return what flow.pt holds of a trained flow: timeless, and of every linguistic code what it tells of none.
+    """Return what flow.pt holds of a trained flow: timeless, and deaf to linguistic codes."""
+    return timeless(deaf(state))
+
+
+def deaf(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a flow's weights with a table in which every linguistic code tells what none does.
 
     It is trained so (training.flow): no linguistic code may mislead it.
     """
     table = state[FLOW_TABLE].clone()
     table[:LINGUISTIC_CODES] = table[PAD_LINGUISTIC]
-    return timeless(state | {FLOW_TABLE: table})
+    return state | {FLOW_TABLE: table}
 
 
 def timeless(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -97,8 +110,8 @@ def timeless(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     half_features = TIME_FEATURES // 2
     told = torch.cat((torch.ones(half_features), torch.zeros(half_features)))  # cosines and sines of 0
     first, second = ({part: state[layer + part].float() for part in ("weight", "bias")} for layer in TIME_LAYERS)
-    told = torch.nn.functional.silu(first["weight"] @ told + first["bias"])
-    told = torch.nn.functional.silu(second["weight"] @ told + second["bias"])
+    told = nn.functional.silu(first["weight"] @ told + first["bias"])
+    told = nn.functional.silu(second["weight"] @ told + second["bias"])
     out = half(state)
     for name in state:
         if name.endswith(f"{TIME_OUT}weight"):
