@@ -15,6 +15,8 @@ from stepaudio.features import whisper_log_mel
 from stepaudio.tiny.encoder import FUNASR_FOLDER
 from training import linguistic_export
 from training.data import (
+    BINS,
+    RATE,
     WINDOW,
     Example,
     bank_of,
@@ -22,7 +24,6 @@ from training.data import (
     cache_features,
     filterbank,
     heard,
-    kaldi_centres,
     read_examples,
     stretched,
     whisper_centres,
@@ -199,6 +200,12 @@ def test_the_export_loads_through_the_product_and_gives_the_frames_of_training(
         frames = model.frames([filterbank(samples)])
     np.testing.assert_allclose(encoder.frames(samples), frames, atol=2e-4)
     np.testing.assert_array_equal(encoder.encode(samples), assign(frames, centroids)[0])
+
+
+def kaldi_centres() -> np.ndarray:
+    """Return the middle of every bin of the filterbank in Hz, (80,): mel = 1127 ln(1 + f / 700), 20 Hz to 8 kHz."""
+    low, high = (1127 * np.log1p(hz / 700) for hz in (20.0, RATE / 2))
+    return np.asarray(700 * np.expm1(np.linspace(low, high, BINS + 2)[1:-1] / 1127))
 
 
 @pytest.mark.parametrize("centres", [kaldi_centres(), whisper_centres()], ids=["kaldi", "whisper"])

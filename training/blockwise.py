@@ -6,13 +6,12 @@ attention takes a mask as it is, so that half of what it computes is masked, and
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stepaudio.llm.attention import Attention, KeyValueCache
+from stepaudio.llm.attention import Attention
 
 BLOCK = 128
 
@@ -40,6 +39,7 @@ class _Attended(torch.autograd.Function):
         query, key, value, context, *shares = ctx.saved_tensors
         (gradient,) = gradients
         count, shared, length, size = query.shape
+        scale = size**-0.5
         of_query = torch.empty_like(query)
         of_key, of_value = (torch.zeros_like(one, dtype=torch.float32) for one in (key, value))
         for start, share in zip(range(0, length, BLOCK), shares, strict=True):
@@ -47,35 +47,23 @@ class _Attended(torch.autograd.Function):
             asked, got, lost = (one[:, :, start:stop].reshape(count, -1, size) for one in (query, context, gradient))
             of_value[:, :stop] += share.transpose(1, 2) @ lost
             kept = (lost * got).sum(-1, keepdim=True).expand(-1, -1, stop)
-            of_scores = torch.baddbmm(kept, lost, value[:, :stop].transpose(1, 2), beta=-1).mul_(share)
-            of_scores.mul_(size**-0.5)
+            of_scores = torch.baddbmm(kept, lost, value[:, :stop].transpose(1, 2), beta=-scale, alpha=scale).mul_(share)
             of_query[:, :, start:stop] = (of_scores @ key[:, :stop]).view(count, shared, -1, size)
             of_key[:, :stop] += of_scores.transpose(1, 2) @ asked
         return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None
 
 
-def forward(
-    self: Attention, x: Tensor, bias: Tensor, cache: KeyValueCache | None, layer: int, positions: Tensor | None
-) -> Tensor:
-    """Return what Attention.forward does for a whole sequence; under autocast, without a cache."""
-    batch, length, _ = x.shape
-
-    def folded(projected: Tensor, heads: int) -> Tensor:
-        return projected.view(batch, length, heads, self.head_size).transpose(1, 2)
-
-    query = folded(self.q_proj(x), self.heads).reshape(batch * self.groups, -1, length, self.head_size)
-    key, value = (
-        folded(one(x), self.groups).reshape(batch * self.groups, length, self.head_size)
-        for one in (self.k_proj, self.v_proj)
+def attend(folded: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Return what Attention.attend does for a whole sequence, in bfloat16."""
+    query = folded.unflatten(2, (-1, key.shape[2])).flatten(0, 1)  # (B G, R, T, d)
+    context: Tensor = _Attended.apply(
+        query.bfloat16(), key.flatten(0, 1).bfloat16(), value.flatten(0, 1).bfloat16(), bias.bfloat16()
     )
-    context = _Attended.apply(query.bfloat16(), key.bfloat16(), value.bfloat16(), bias.bfloat16())
-    context = context.view(batch, self.heads, length, self.head_size).transpose(1, 2)
-    joined: Tensor = self.o_proj(context.reshape(batch, length, -1))
-    return joined
+    return context.view_as(folded)
 
 
-def hasten(model: torch.nn.Module) -> None:
-    """Let every attention of a model compute as above."""
+def hasten(model: nn.Module) -> None:
+    """Let every attention of a model compute as above. Not for a model with a cache."""
     for module in model.modules():
         if isinstance(module, Attention):
-            module.forward = MethodType(forward, module)  # type: ignore[method-assign]
+            module.attend = attend  # type: ignore[method-assign]

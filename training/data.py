@@ -79,13 +79,6 @@ def frame_count(rows: int) -> int:
 
 
 @functools.cache
-def kaldi_centres() -> np.ndarray:
-    """Return the middle of every bin of the filterbank in Hz, (80,): mel = 1127 ln(1 + f / 700), 20 Hz to 8 kHz."""
-    low, high = (1127 * np.log1p(hz / 700) for hz in (20.0, RATE / 2))
-    return np.asarray(700 * np.expm1(np.linspace(low, high, BINS + 2)[1:-1] / 1127))
-
-
-@functools.cache
 def whisper_centres() -> np.ndarray:
     """Return the middle of every bin of Whisper's log-mel in Hz, (128,)."""
     top = float(features.hz_to_mel(np.asarray([RATE / 2]))[0])

@@ -113,8 +113,8 @@ class Light(nn.Module):
     def __init__(self, joint: Joint) -> None:
         super().__init__()
         self.joint, self.decoder = joint, Decoder()
-        for part in (joint.trainee, joint.reader):
-            part.requires_grad_(False)
+        joint.trainee.requires_grad_(False)
+        joint.reader.requires_grad_(False)
 
 
 def loss_of(model: Light, lesson: Lesson, ear: Ear) -> torch.Tensor:

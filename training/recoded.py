@@ -91,10 +91,8 @@ def main() -> None:
     table[PAD_LINGUISTIC] = none
     flow[FLOW_TABLE] = table
     torch.save(flow_file(flow), path)
-    state, start = (
-        load_file(folder / WEIGHTS_FILE),
-        SpeechTokenizer.load(folder / TOKENIZER_FILE).vocabulary.semantic.start,
-    )
+    state = load_file(folder / WEIGHTS_FILE)
+    start = SpeechTokenizer.load(folder / TOKENIZER_FILE).vocabulary.semantic.start
     state |= {name: mixed(state[name], start, share).half() for name in LANGUAGE_TABLES}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 

@@ -61,12 +61,12 @@ def read_variables(content: bytes) -> dict[str, np.ndarray]:
 class Layer(nn.Module):
     """A layer of Whisper's encoder: full attention and a feed-forward part, both behind a norm."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width, NORM_EPS), nn.LayerNorm(width, NORM_EPS)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return (B, T, width) for as much.   mask: (B, T, 1), 1 where there is sound and 0 beyond its end."""
@@ -89,7 +89,7 @@ class Encoder(nn.Module):
         self.conv1 = nn.Conv1d(mels, width, 3, padding=1)
         self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
         self.positions = nn.Parameter(torch.zeros(longest, width))
-        self.layers = nn.ModuleList(Layer(width, heads, 4 * width) for _ in range(layers))
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width, NORM_EPS)
 
     def forward(self, mel: torch.Tensor) -> list[torch.Tensor]:

@@ -117,15 +117,20 @@ class Attention(nn.Module):
         # Query head h reads group h // R. Laying a group's R heads one after another along the query axis lets
         # all of them meet its keys in one product, without repeating the keys R times.
         folded = query.reshape(batch, self.groups, -1, self.head_size)  # (B, G, R * T, d)
-        context = F.scaled_dot_product_attention(
-            folded.to(torch.float32),
-            key.to(torch.float32),
-            value.to(torch.float32),
-            attn_mask=bias.reshape(1, self.groups, -1, bias.shape[-1]),  # (1, G, R * T, L)
-        )
+        context = self.attend(folded, key, value, bias)
         context = context.reshape(batch, self.heads, length, self.head_size).transpose(1, 2)
         joined: Tensor = self.o_proj(context.reshape(batch, length, -1).to(x.dtype))
         return joined
+
+    @staticmethod
+    def attend(folded: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """Return the context float32 (B, G, R * T, d) of queries of that shape, keys and values (B, G, L, d)."""
+        return F.scaled_dot_product_attention(
+            folded.to(torch.float32),
+            key.to(torch.float32),
+            value.to(torch.float32),
+            attn_mask=bias.reshape(1, key.shape[1], -1, bias.shape[-1]),  # (1, G, R * T, L)
+        )
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:2], heads, self.head_size).transpose(1, 2)  # (B, heads, T, d)
