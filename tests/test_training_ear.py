@@ -10,15 +10,15 @@ import torch
 
 from training import ear
 from training.acoustic import MELS
-from training.whisper import encoder_of
+from training.whisper import decoder_of, encoder_of
 
-from .test_training_whisper import whisper
+from .test_training_whisper import TOKENS, whisper
 
 
 @pytest.fixture(scope="module")
 def listener() -> ear.Ear:
     torch.manual_seed(0)
-    return ear.Ear(ear.Bridge(), encoder_of(whisper()))
+    return ear.Ear(ear.Bridge(), encoder_of(whisper()), decoder_of(whisper()))
 
 
 def mel(seed: int = 0, frames: int = 40) -> torch.Tensor:
@@ -42,6 +42,47 @@ def test_the_way_to_the_true_mel_is_shown(listener: ear.Ear) -> None:
     with torch.no_grad():
         nearer = made - 0.5 * made.grad / made.grad.norm()
     assert float(listener.unlike(nearer, true)) < float(loss.detach())
+
+
+@pytest.fixture(scope="module")
+def spelling() -> ear.Spelling:
+    """One token a letter."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    letters = {letter: number for number, letter in enumerate(" abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.")}
+    special = [ear.BEFORE, ear.UNTIMED, ear.AFTER, "<|other|>"]
+    vocabulary = letters | {token: len(letters) + number for number, token in enumerate(special)}
+    assert len(vocabulary) < TOKENS
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|other|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return ear.Spelling(tokenizer)
+
+
+def test_texts_are_spelled_and_what_has_none_asks_for_nothing(spelling: ear.Spelling) -> None:
+    words = spelling.words(["TO BE", "", "Be."])
+    # " To be" and " Be.": a space and letters after two tokens, and one after them; what is told lies one before.
+    assert words.tokens.shape == words.followed.shape == (3, 2 + 6)
+    assert words.followed.sum(1).tolist() == [7, 0, 5]
+    assert words.tokens[0, 2:].tolist() == [0, 46, 15, 0, 2, 5]
+    assert words.tokens[2, 2:6].tolist() == [0, 28, 5, 53]
+    assert words.followed[2].tolist() == [False] + 5 * [True] + 2 * [False]
+    assert not spelling.words(["", ""]).followed.any()
+
+
+def test_words_are_understood_of_the_true_mel_and_less_of_others(listener: ear.Ear, spelling: ear.Spelling) -> None:
+    true, made = mel(0), mel(1).requires_grad_()
+    words = spelling.words(["To be", "or not"])
+    assert float(listener.unlike(true, true, words)) == pytest.approx(0, abs=1e-6)
+    loss = listener.unlike(made, true, words)
+    assert float(loss.detach()) > float(listener.unlike(made, true).detach())
+    heard, other = listener.heard(made)[-1], listener.heard(true)[-1]
+    apart = listener.misunderstood(heard, other, words)
+    (way,) = torch.autograd.grad(apart, made)
+    with torch.no_grad():
+        nearer = listener.heard(made - 3 * way / way.norm())[-1]
+    assert float(listener.misunderstood(nearer, other, words)) < float(apart.detach())
+    silent = spelling.words(["", ""])
+    assert float(listener.unlike(made, true, silent).detach()) == float(listener.unlike(made, true).detach())
 
 
 def test_the_bridge_learns_whispers_mel_from_the_vocoders() -> None:

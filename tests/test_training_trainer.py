@@ -8,12 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, multiprocessing, nn
 
 from training.data import Example
 from training.muon import Muon
 from training.shards import ClipRecord
-from training.trainer import Plan, best_weights, optimizers_of, run, schedule
+from training.trainer import (
+    Plan,
+    best_weights,
+    generator_of,
+    optimizers_of,
+    run,
+    schedule,
+    share_gradients,
+    step_of,
+)
 
 
 def examples() -> list[Example]:
@@ -143,3 +152,30 @@ def test_the_running_average_lags_behind_the_weights_and_survives_a_break(tmp_pa
         torch.testing.assert_close(best_weights(tmp_path / "plain.pt")[name], value)
         torch.testing.assert_close(best_weights(tmp_path / "broken.pt")[name], average[name])
         assert not torch.equal(average[name], value)
+
+
+def _together(rank: int, folder: Path) -> None:
+    """What each of two processes does that train together."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model = nn.Linear(2, 2)
+    model.weight.grad = torch.full((2, 2), float(rank))
+    share_gradients(model)
+    trained = train(folder / "checkpoint.pt", 5)
+    seen = [int(one.initial_seed()) for one in (generator_of(3), generator_of(4))]
+    steps = [step_of(generator_of(step)) for step in (3, 4)]
+    torch.save({"mean": model.weight.grad, "seen": seen, "steps": steps, **trained}, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_train_one_model_each_with_batches_of_its_own(tmp_path: Path) -> None:
+    multiprocessing.start_processes(_together, (tmp_path,), 2, start_method="spawn")
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(one["mean"], torch.full((2, 2), 0.5))
+    assert one["steps"] == other["steps"] == [3, 4]
+    assert not set(one["seen"]) & set(other["seen"])
+    alone = train(tmp_path / "alone.pt", 5)
+    for name, value in alone.items():
+        assert torch.equal(one[name], other[name]), name
+        assert not torch.equal(one[name], value), name
+    kept = best_weights(tmp_path / "checkpoint.pt")
+    assert all(torch.equal(kept[name], one[name]) for name in alone)

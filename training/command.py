@@ -8,14 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import distributed
 
-from training.trainer import Plan
+from training.trainer import Plan, rank
 
 DEVICES = ("cpu", "cuda")
 
 
 def begin(work: Path, name: str, threads: int) -> None:
-    """Set torch's threads, and send the log to ``logs/NAME.log`` in the work folder."""
+    """Set torch's threads, and send the log to ``logs/NAME.log`` in the work folder.
+
+    Processes that torch.distributed.run started train together (trainer.run); each has a log of its own.
+    """
+    if distributed.is_torchelastic_launched():
+        distributed.init_process_group("gloo")
+        name += f"-{rank()}" if rank() else ""
     torch.set_num_threads(threads)
     logs = work / "logs"
     logs.mkdir(parents=True, exist_ok=True)

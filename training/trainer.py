@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.captured import Captured
@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Prepare = Callable[[list[Item], torch.Generator], Any]
+
+RANK_SEEDS = 1 << 32
+"""So many seeds apart are those of two processes that train together: more than a training has steps."""
 
 UNTURNED = ("embed", "adaLN", "lm_head")
 """Parts of the names of matrices that Muon does not train."""
@@ -34,6 +37,9 @@ class Plan:
     steps: int
     batch: int
     rate: float
+    mixed: float = 0.1
+    """By what share the sizes of a batch's clips may differ (see data.batches)."""
+
     warm_up: int = 200
     weight_decay: float = 0.02
     clip: float = 2.0
@@ -97,13 +103,39 @@ def optimizers_of(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
     return found
 
 
+def rank() -> int:
+    """Return the number of this process among those that train together; 0 where it is alone."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def generator_of(step: int) -> torch.Generator:
+    """Return what is drawn from in a step."""
+    return torch.Generator().manual_seed(step + RANK_SEEDS * rank())
+
+
+def step_of(generator: torch.Generator) -> int:
+    """Return the step that such a generator is of."""
+    return generator.initial_seed() % RANK_SEEDS
+
+
+def share_gradients(model: nn.Module) -> None:
+    """Make every gradient the mean of those of all processes that train together, if there are several."""
+    if not distributed.is_initialized():
+        return
+    gradients = [one.grad for one in model.parameters() if one.grad is not None]
+    flat = torch.cat([one.flatten() for one in gradients]) / distributed.get_world_size()
+    distributed.all_reduce(flat)
+    for gradient, mean in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
 def home(model: nn.Module) -> torch.device:
     """Return where a model's weights are."""
     return next(model.parameters()).device
 
 
 class _Order(Sampler[tuple[int, int, list[int]]]):
-    """Step, epoch and clips of every batch from a step on, in an order that depends on seed and epoch alone."""
+    """Step, epoch and clips of every batch from a step on, in an order that depends on seed, rank and epoch alone."""
 
     def __init__(self, sizes: list[int], plan: Plan, step: int, epoch: int) -> None:
         self._sizes, self._plan, self._step, self._epoch = sizes, plan, step, epoch
@@ -112,7 +144,8 @@ class _Order(Sampler[tuple[int, int, list[int]]]):
         epoch, order = self._epoch, list[list[int]]()
         for step in range(self._step, self._plan.steps):
             if not order:
-                order = batches(self._sizes, self._plan.batch, self._plan.seed, epoch)
+                seed = self._plan.seed + RANK_SEEDS * rank()
+                order = batches(self._sizes, self._plan.batch, seed, epoch, self._plan.mixed)
                 epoch += 1
             yield step, epoch, order.pop()
 
@@ -126,7 +159,7 @@ class _Batches(Dataset[tuple[int, Any]]):
     def __getitem__(self, entry: tuple[int, int, list[int]]) -> tuple[int, Any]:
         step, epoch, places = entry
         batch = [self._examples[place] for place in places]
-        return epoch, batch if self._prepare is None else self._prepare(batch, torch.Generator().manual_seed(step))
+        return epoch, batch if self._prepare is None else self._prepare(batch, generator_of(step))
 
 
 def run(
@@ -141,7 +174,8 @@ def run(
     """Train ``model`` until ``plan.steps`` steps are done, from ``checkpoint`` if it exists.
 
     loss_of: the loss of a batch; its randomness comes from the generator, which is seeded by the step and on the CPU,
-    so that every device sees the same. The model trains where its weights are.
+    so that every device sees the same. The model trains where its weights are. Processes that train together
+    (command.begin) each see a batch of their own; the first one keeps the checkpoint.
     prepare: makes of a batch what ``loss_of`` gets in its place, with another generator of the same seed; it may run in
     other processes (Plan.workers). Where steps are recorded (Plan.captured) it is needed and makes captured.Batches,
     and ``loss_of`` draws on the device: its generator is no step's.
@@ -172,7 +206,7 @@ def run(
 
     def learned(batch: Any) -> torch.Tensor:
         """Leave the gradients of a batch at the weights and return its loss."""
-        loss = loss_of(batch, torch.Generator().manual_seed(step))
+        loss = loss_of(batch, generator_of(step))
         model.zero_grad(set_to_none=True)  # after the loss, in which an adversary may have learned
         loss.backward()
         return loss.detach()
@@ -183,6 +217,7 @@ def run(
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * schedule(step, plan)
         loss = learned(batch)
+        share_gradients(model)
         nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
         for optimizer in optimizers:
             optimizer.step()
@@ -194,7 +229,7 @@ def run(
             pace = (time.perf_counter() - begun) / len(recent)
             log.info("step %d epoch %d loss %.3f %.3f s/step", step, epoch, said, pace)
             recent, begun = [], time.perf_counter()
-        if step % plan.save_every == 0 or step == plan.steps:
+        if rank() == 0 and (step % plan.save_every == 0 or step == plan.steps):
             content = {"model": model.state_dict(), "step": step, "epoch": epoch}
             content |= {"optimizers": [optimizer.state_dict() for optimizer in optimizers]}
             content |= {"average": average} if average else {}
