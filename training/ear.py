@@ -48,7 +48,7 @@ COMPARED = (2, 4)
 EAR_SHARE = 5.0
 """Of how otherwise a mel is heard, beside its distance, in the losses of those that listen."""
 
-WORDS_SHARE = 1.0
+WORDS_SHARE = 0.25
 """Of how otherwise words are understood, beside how otherwise they are heard."""
 
 BEFORE, AFTER = "<|startoftranscript|>", "<|endoftext|>"
@@ -123,6 +123,9 @@ class Ear(nn.Module):
     def __init__(self, bridge: Bridge, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
         self.bridge, self.encoder, self.decoder = bridge.bfloat16(), encoder.bfloat16(), decoder.bfloat16()
+        self.known: torch.Tensor | None = None
+        """The tokens (K,) that may come next, where they are few."""
+
         self.requires_grad_(False)
 
     def heard(self, mel: torch.Tensor) -> list[torch.Tensor]:
@@ -164,7 +167,7 @@ class Ear(nn.Module):
     def expected(self, heard: torch.Tensor, words: Words) -> torch.Tensor:
         """Return the log-probability of every next token (K, tokens), by what was heard (B, T, width)."""
         states = self.decoder(words.tokens, heard.bfloat16())[words.followed]
-        return self.decoder.logits(states).float().log_softmax(-1)
+        return self.decoder.logits(states, self.known).float().log_softmax(-1)
 
 
 @dataclass(frozen=True, eq=False)

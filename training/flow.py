@@ -170,10 +170,11 @@ def prompt_of(mel: torch.Tensor, count: int, generator: torch.Generator) -> torc
 
 
 class Hearing:
-    """An ear that knows what is said."""
+    """An ear that knows what is said, and expects no token that is in no text."""
 
-    def __init__(self, ear: Ear, spelling: Spelling) -> None:
+    def __init__(self, ear: Ear, spelling: Spelling, clips: list[Spoken]) -> None:
         self._ear, self._spelling = ear, spelling
+        ear.known = spelling.words(sorted({one.record.text for one in clips})).tokens.unique()
 
     def unlike(self, made: torch.Tensor, mel: torch.Tensor, batch: list[Spoken]) -> torch.Tensor:
         """Return how otherwise mels (B, T, M) of parts of a batch are heard and their words understood."""
@@ -266,7 +267,7 @@ def train(
         model.velocity = torch.compile(velocity, dynamic=True)
     model.to(device)
     voices = Voices(clips)
-    hearing = Hearing(load_ear(work).to(device), Spelling(tiny_en_tokenizer())) if heard else None
+    hearing = Hearing(load_ear(work).to(device), Spelling(tiny_en_tokenizer()), clips) if heard else None
     sizes = [min(LONGEST, len(one.rows)) for one in clips]
 
     def loss(batch: list[Spoken], generator: torch.Generator) -> torch.Tensor:

@@ -156,9 +156,13 @@ class Decoder(nn.Module):
         out: torch.Tensor = self.norm(x)
         return out
 
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the logits (..., tokens) of the next token of what ``forward`` gives (..., width)."""
-        return states @ self.embeddings.T
+    def logits(self, states: torch.Tensor, among: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the logits (..., tokens) of the next token of what ``forward`` gives (..., width).
+
+        among: int64 (K,), the only tokens that are asked for; the others take most of the time.
+        """
+        table = self.embeddings if among is None else self.embeddings[among]
+        return states @ table.T
 
 
 def _weights(variables: dict[str, np.ndarray], side: str, parts: dict[str, str]) -> dict[str, torch.Tensor]:
