@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from stepaudio.features import whisper_log_power
 from training import ear
 from training.acoustic import MELS
 from training.whisper import decoder_of, encoder_of
@@ -108,3 +109,23 @@ def test_the_bridge_learns_whispers_mel_from_the_vocoders() -> None:
 def test_an_ear_without_its_bridge_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"training\.ear makes it"):
         ear.load(tmp_path)
+
+
+def test_sound_is_heard_as_the_product_computes_whispers_mel() -> None:
+    samples = 0.1 * torch.from_numpy(np.random.default_rng(2).standard_normal((2, 8000)).astype(np.float32))
+    power = ear.power_of(samples)
+    for one, sound in zip(power, samples, strict=True):
+        np.testing.assert_allclose(one.T, whisper_log_power(sound.numpy(), MELS), atol=1e-4)
+
+
+def test_sounds_are_told_apart_and_the_way_to_the_true_one_is_shown(listener: ear.Ear) -> None:
+    true, made = (0.1 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    made = made * torch.linspace(0, 3, 8000)
+    assert float(listener.unlike_sounds(true, true)) == 0
+    made.requires_grad_()
+    loss = listener.unlike_sounds(made, true)
+    loss.backward()
+    assert made.grad is not None
+    with torch.no_grad():
+        nearer = made - 0.5 * made.grad / made.grad.norm()
+    assert float(listener.unlike_sounds(nearer, true)) < float(loss.detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,17 @@ from stepaudio.tokens import PAD_LINGUISTIC, interleave, rows
 from stepaudio.types import Waveform
 from stepaudio.vocoder.vocoder import load_vocoder
 from stepaudio.weights import WeightsFolder, read_card
-from training import codes, export, flow, hift, made, pitch
+from training import codes, ear, export, flow, hift, made, pitch
 from training.adversary import Adversary, Refined, loss_of_made, own_loss
 from training.codes import Spoken, read_spoken
 from training.data import Example
 from training.shards import Clip, ClipRecord, write_shard
 from training.sizes import flow_config, hift_config
 from training.texts import held_out
+from training.whisper import decoder_of, encoder_of
+
+from .test_training_ear import spelling  # noqa: F401 - a fixture
+from .test_training_whisper import whisper
 
 
 def spoken(length: int, speaker: str = "s", seed: int = 0) -> Spoken:
@@ -93,6 +98,36 @@ def test_the_expected_mel_does_not_depend_on_the_noise_that_it_is_made_of() -> N
         optimizer.step()
         losses.append(float(loss))
     assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
+
+
+def test_only_whole_english_clips_are_to_be_understood(spelling: ear.Spelling) -> None:  # noqa: F811
+    long, short, other, mute = spoken(60, seed=1), spoken(48, seed=2), spoken(48, seed=3), spoken(48, seed=4)
+    for clip, lang, text in ((long, "en", "LONG"), (short, "en", "SHORT"), (other, "zh", "OTHER"), (mute, "en", "")):
+        object.__setattr__(clip, "record", replace(clip.record, lang=lang, text=text))
+    listener = ear.Ear(ear.Bridge(), encoder_of(whisper()), decoder_of(whisper()))
+    batch = [long, short, other, mute]
+    hearing = flow.Hearing(listener, spelling, batch)
+    assert listener.known is not None
+    assert len(listener.known) == len(set(" Long Short Other")) + 3  # and the tokens around a text
+    told: list[list[int]] = []
+    unlike = listener.unlike
+
+    def counted(made: torch.Tensor, true: torch.Tensor, words: ear.Words | None = None) -> torch.Tensor:
+        assert words is not None
+        told.append(words.followed.sum(1).tolist())
+        return unlike(made, true, words)
+
+    listener.unlike = counted  # type: ignore[method-assign]
+    model = flow.Trainee(flow_config())
+    generator = torch.Generator().manual_seed(0)
+    loss = flow.loss_of(model, batch, flow.Voices(batch), generator, expected_only=True, hearing=hearing)
+    loss.backward()
+    assert told == [[6, 7, 0, 0]]  # a space, letters and the end: 12 rows more may be lost, and were
+    assert model.flow.decoder.estimator.final_layer.linear.weight.grad is not None
+    longer = [spoken(61, seed=5), short]
+    object.__setattr__(longer[0], "record", long.record)
+    flow.loss_of(model, longer, flow.Voices(longer), generator, expected_only=True, hearing=hearing)
+    assert told[-1] == [0, 7]
 
 
 def test_a_prompt_is_the_beginning_at_times_squeezed_by_silence_around_it() -> None:
@@ -201,6 +236,34 @@ def test_the_loss_reaches_every_weight_of_hift(monkeypatch: pytest.MonkeyPatch) 
     assert [name for name in untaught if not name.startswith("hift.f0_predictor.")] == []
 
 
+def test_an_ear_listens_to_sound_whose_pitch_hift_told_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    torch.manual_seed(0)
+    listener = ear.Ear(ear.Bridge(), encoder_of(whisper()), decoder_of(whisper()))
+    model = Refined(hift.Generator(), Adversary(), 1e-4)
+    frames = hift.HEARD_CROP
+    batch = hift.Crops(
+        torch.randn(2, 80, frames) - 6,
+        torch.full((2, frames), torch.nan),  # is not looked at
+        0.1 * torch.randn(2, 480 * frames),
+        torch.tensor([True, False]),
+    )
+    heard: list[int] = []
+    unlike = listener.unlike_sounds
+
+    def listened(made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+        heard.append(made.shape[1])
+        return unlike(made, true)
+
+    monkeypatch.setattr(listener, "unlike_sounds", listened)
+    before = [one.detach().clone() for one in model.adversary.parameters()]
+    hift.refining_loss(model, batch, listener).backward()
+    assert heard == [320 * frames]  # all of it, at 16 kHz
+    untaught = [name for name, one in model.generator.named_parameters() if one.grad is None or not one.grad.any()]
+    assert [name for name in untaught if not name.startswith("hift.f0_predictor.")] == []
+    assert any(not torch.equal(one, old) for one, old in zip(model.adversary.parameters(), before, strict=True))
+
+
 def test_the_pitch_is_learned_where_there_is_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
     frames = np.zeros((400, 81), np.float16)
@@ -276,7 +339,7 @@ def test_a_step_of_refining_teaches_the_generator_and_leaves_the_adversary_to_it
     np.save(tmp_path / "acoustic" / "recordings" / "shard-00000.npy", rows.astype(np.float16))
     np.save(tmp_path / "acoustic" / "recordings" / "shard-00000.places.npy", np.array([[90, 0]]))
     first = Path("models/mini") / export.EDITX / export.COSYVOICE
-    hift.refine(tmp_path, None, 1, first, hift.Course(batch=2))
+    hift.refine(tmp_path, None, 1, hift.REFINING_RATE, first, hift.Course(batch=2))
     state = torch.load(tmp_path / "hift" / "refined.pt", weights_only=True)
     begun = hift.Generator(first)
     taught = [name for name, _ in begun.named_parameters() if "f0_predictor" not in name]
@@ -292,9 +355,12 @@ def test_a_refined_generator_is_preferred(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     torch.manual_seed(0)
     first, second = hift.Generator(), Refined(hift.Generator(), Adversary(), 1e-4)
-    save_pitch(tmp_path)
     (tmp_path / "hift").mkdir()
     torch.save({"model": first.state_dict()}, tmp_path / "hift" / "checkpoint.pt")
+    own = first.hift.f0_predictor.classifier.weight.detach()
+    torch.testing.assert_close(hift.load(tmp_path).f0_predictor.classifier.weight, own)  # none was trained by itself
+    save_pitch(tmp_path)
+    assert not torch.equal(hift.load(tmp_path).f0_predictor.classifier.weight, own)
     torch.testing.assert_close(hift.load(tmp_path).conv_post.weight, first.hift.conv_post.weight.detach())
     torch.save({"model": second.state_dict()}, tmp_path / "hift" / "refined.pt")
     found = hift.load(tmp_path).conv_post.weight

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.trainer import home
+from training.trainer import home, share_gradients
 
 RESOLUTIONS = ((1024, 256), (512, 128), (256, 64))
 PERIODS = (2, 3, 5, 7, 11)
@@ -128,6 +128,7 @@ class Refined(nn.Module):
         self.adversary.requires_grad_(True)
         self._own.zero_grad(set_to_none=True)
         own_loss(self.adversary, made, true, beside).backward()
+        share_gradients(self.adversary)
         self._own.step()
         self.adversary.requires_grad_(False)
         return loss_of_made(self.adversary, made, true, beside)

@@ -130,7 +130,14 @@ class Ear(nn.Module):
 
     def heard(self, mel: torch.Tensor) -> list[torch.Tensor]:
         """Return what the ear makes of the vocoder's mel (B, T, 80): (B, T, width) for each layer of COMPARED."""
-        power = self.bridge(mel.bfloat16()).float()
+        return self._heard(self.bridge(mel.bfloat16()).float())
+
+    def heard_of_sound(self, samples: torch.Tensor) -> list[torch.Tensor]:
+        """Return what the ear makes of samples (B, N) at 16 kHz: (B, N / 320, width) for each layer of COMPARED."""
+        return self._heard(power_of(samples))
+
+    def _heard(self, power: torch.Tensor) -> list[torch.Tensor]:
+        """Return what is heard of Whisper's power in log10 (B, T, 80): (B, T / 2, width) for each layer of COMPARED."""
         loudest = power.detach().amax((1, 2), keepdim=True)
         whisper = (torch.maximum(power, loudest - features.WHISPER_RANGE) + 4) / 4  # as features.whisper_log_mel does
         seen = self.encoder(whisper.transpose(1, 2).bfloat16())
@@ -144,14 +151,16 @@ class Ear(nn.Module):
         with torch.no_grad():
             theirs = self.heard(true)
         ours = self.heard(made)
-        distances = [
-            ((one - other).square().mean((0, 1)) / (other.var((0, 1)) + LEAST_VARIANCE)).mean()
-            for one, other in zip(ours, theirs, strict=True)
-        ]
-        distance = torch.stack(distances).mean()
+        distance = apart(ours, theirs)
         if words is None or not words.followed.any():
             return distance
         return distance + WORDS_SHARE * self.misunderstood(ours[-1], theirs[-1], words)
+
+    def unlike_sounds(self, made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+        """Return how differently samples (B, N) at 16 kHz are heard, as ``unlike`` does."""
+        with torch.no_grad():
+            theirs = self.heard_of_sound(true)
+        return apart(self.heard_of_sound(made), theirs)
 
     def misunderstood(self, ours: torch.Tensor, theirs: torch.Tensor, words: Words) -> torch.Tensor:
         """Return how much less of the next token is known by what was heard of one mel than by the other.
@@ -168,6 +177,25 @@ class Ear(nn.Module):
         """Return the log-probability of every next token (K, tokens), by what was heard (B, T, width)."""
         states = self.decoder(words.tokens, heard.bfloat16())[words.followed]
         return self.decoder.logits(states, self.known).float().log_softmax(-1)
+
+
+def apart(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> torch.Tensor:
+    """Return the mean over layers of squared distance over variance, of (B, T, width) each."""
+    distances = [
+        ((one - other).square().mean((0, 1)) / (other.var((0, 1)) + LEAST_VARIANCE)).mean()
+        for one, other in zip(ours, theirs, strict=True)
+    ]
+    return torch.stack(distances).mean()
+
+
+def power_of(samples: torch.Tensor) -> torch.Tensor:
+    """Return what features.whisper_log_power does, but (B, N // 160, 80) and with gradients, of samples (B, N)."""
+    size, hop = features.WHISPER_FFT, features.WHISPER_HOP
+    window = torch.hann_window(size, device=samples.device)
+    spectrum = torch.view_as_real(torch.stft(samples, size, hop, window=window, return_complex=True))
+    power = spectrum[:, :, : samples.shape[1] // hop].square().sum(-1)
+    filters = features.mel_filters(RATE, size, MELS, 0.0, RATE / 2).to(samples.device)
+    return (filters @ power).clamp(min=features.WHISPER_FLOOR).log10().transpose(1, 2)
 
 
 @dataclass(frozen=True, eq=False)

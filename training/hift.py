@@ -26,10 +26,13 @@ from stepaudio.types import Waveform
 from stepaudio.vocoder.hift import HiFT
 from stepaudio.vocoder.weights import HIFT_NAME, hift_names, read_state
 from training.acoustic import HOP, SETS, SOUND_RATE
-from training.adversary import Adversary, Refined
+from training.adversary import Adversary, Refined, lowered
 from training.captured import Batch
 from training.command import DEVICES, begin
 from training.data import RATE, Example, read_examples
+from training.ear import Ear
+from training.ear import load as load_ear
+from training.pitch import has_pitch
 from training.pitch import load as load_pitch
 from training.shards import read_records, read_samples
 from training.sizes import hift_config
@@ -38,8 +41,8 @@ from training.trainer import Plan, best_weights, home, run
 
 log = logging.getLogger(__name__)
 
-CROP = 32
-"""Mel frames that are looked at in training (0.64 s)."""
+CROP, HEARD_CROP = 32, 128
+"""Mel frames that are looked at in training (0.64 s), and that the ear listens to (2.56 s)."""
 
 BATCH, STEPS, LEARNING_RATE = 8, 40_000, 1e-3
 RESOLUTIONS = ((2048, 512, 128), (1024, 256, 80), (512, 128, 48), (256, 64, 24))
@@ -58,7 +61,9 @@ FLOOR = 2e-3
 
 CHECKPOINT, REFINED = "checkpoint.pt", "refined.pt"
 REFINING_STEPS, REFINING_RATE = 10_000, 4e-4
-ADVERSARY_SHARE = 0.4
+ADVERSARY_SHARE, SOUND_SHARE = 0.4, 2.0
+"""Of the adversary's and of the ear's opinion, beside the distance of spectra."""
+
 NARROW_SHARE = BAND / (SOUND_RATE / 2)
 """Of the spectrum, what lies below BAND."""
 
@@ -92,8 +97,11 @@ class Generator(nn.Module):
         normalise(self.hift)
         self.shape = torch.compile(self.hift.spectrum, dynamic=False) if compiled else self.hift.spectrum
 
-    def forward(self, mel: torch.Tensor, pitch: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Return samples (B, 480 T) of mel (B, 80, T) and true pitch in Hz (B, T)."""
+    def forward(self, mel: torch.Tensor, pitch: torch.Tensor | None, noise: torch.Tensor) -> torch.Tensor:
+        """Return samples (B, 480 T) of mel (B, 80, T) and true pitch in Hz (B, T); None: as HiFT tells it itself."""
+        if pitch is None:
+            with torch.no_grad():
+                pitch = self.hift.f0_predictor(mel)
         source = self.hift.source_spectrum(self.hift.m_source(pitch, noise))
         with torch.autocast(mel.device.type, torch.bfloat16):
             spectrum = self.shape(mel, source)
@@ -138,7 +146,7 @@ def spectral_loss(made: torch.Tensor, true: torch.Tensor, wide: torch.Tensor) ->
         with torch.no_grad():
             theirs = magnitudes(spectra(true, size, hop))
         ours = magnitudes(spectra(made, size, hop))
-        filters, middles = ear(size, bands, made.device)
+        filters, middles = ear_bands(size, bands, made.device)
         hertz = torch.arange(size // 2 + 1, device=made.device) * (SOUND_RATE / size)
         total = total + BAND_SHARE * distance(filters @ ours, filters @ theirs, counts(middles))
         total = total + BIN_SHARE * distance(ours, theirs, counts(hertz) / (1 + hertz / EVEN_BELOW))
@@ -151,7 +159,7 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor, weight: torch.Tensor) -> 
 
 
 @functools.cache
-def ear(size: int, bands: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def ear_bands(size: int, bands: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return filters (bands, size // 2 + 1) as wide as the ear's, and their middles in Hz (bands,)."""
     filters = features.mel_filters(SOUND_RATE, size, bands, 0.0, SOUND_RATE / 2)
     filters = filters / filters.sum(1, keepdim=True).clamp(min=1e-9)
@@ -171,10 +179,11 @@ def magnitudes(spectra: torch.Tensor) -> torch.Tensor:
     return (spectra.square().sum(-1) + FLOOR**2).sqrt()
 
 
-def pieces(work: Path, speech: Path | None) -> list[Piece]:
+def pieces(work: Path, speech: Path | None, frames: int = CROP) -> list[Piece]:
     """Return the clips to learn sound from: no held-out speaker's, none that was an MP3 of a low rate.
 
-    Those of which the flow has made a mel (training.made) stand there with that, too, and more often.
+    All are longer than ``frames``. Those of which the flow has made a mel (training.made) stand there with that, too,
+    and more often.
     """
     spoiled = _from_mp3(speech / "index.tsv") if speech else set()
     found = []
@@ -185,7 +194,7 @@ def pieces(work: Path, speech: Path | None) -> list[Piece]:
         true, made = (read_examples(work / name, work / folder / name) for folder in ("acoustic", MADE_FOLDER))
         for example in [*true, *(one for one in made for _ in range(MADE_TIMES))]:
             record = example.record
-            if record.speaker in held_out().speakers or record.name in spoiled or len(example.bank) <= CROP:
+            if record.speaker in held_out().speakers or record.name in spoiled or len(example.bank) <= frames:
                 continue
             number = places[record.name][0]
             found.append(Piece(example, work / name, number))
@@ -197,14 +206,17 @@ def _from_mp3(index: Path) -> set[str]:
         return {Path(row["path"]).stem for row in csv.DictReader(file, delimiter="\t") if row["corpus"].endswith("mp3")}
 
 
-def cropped(piece: Piece, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return mel (80, CROP), pitch (CROP,) and samples (480 CROP,) at a random place of a clip."""
+def cropped(
+    piece: Piece, generator: torch.Generator, frames: int = CROP
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return mel (80, frames), pitch (frames,) and samples (480 frames,) at a random place of a clip."""
     rows, record = piece.example.bank, piece.example.record
-    start = int(torch.randint(len(rows) - CROP, (), generator=generator))
-    block = torch.from_numpy(np.asarray(rows[start : start + CROP], np.float32))
+    start = int(torch.randint(len(rows) - frames, (), generator=generator))
+    block = torch.from_numpy(np.asarray(rows[start : start + frames], np.float32))
     # A margin around the crop, so that resampling has no edge in it.
     first = piece.example.offset + start * HOP * RATE // SOUND_RATE
-    first, count, margin = first * record.rate // RATE, CROP * HOP * record.rate // SOUND_RATE, 2 * record.rate // 100
+    first, count = first * record.rate // RATE, frames * HOP * record.rate // SOUND_RATE
+    margin = 2 * record.rate // 100
     whole = read_samples(piece.folder, piece.number, record)
     scale = min(1.0, audio.PEAK_LIMIT / max(audio.peak(whole), 1e-9))
     part = np.zeros(count + 2 * margin, np.float32)
@@ -212,12 +224,12 @@ def cropped(piece: Piece, generator: torch.Generator) -> tuple[torch.Tensor, tor
     part[begin - first + margin : end - first + margin] = whole[begin:end] * np.float32(scale)
     sound = audio.resample(Waveform(part, record.rate), SOUND_RATE).samples
     into = margin * SOUND_RATE // record.rate
-    return block[:, :-1].T, block[:, -1], torch.from_numpy(sound[into : into + CROP * HOP].copy())
+    return block[:, :-1].T, block[:, -1], torch.from_numpy(sound[into : into + frames * HOP].copy())
 
 
 @dataclass(frozen=True, eq=False)
 class Crops(Batch):
-    """A batch: mel (B, 80, CROP), true pitch (B, CROP) and samples (B, N), and whether each clip is wide-band (B,)."""
+    """A batch: mel (B, 80, T), true pitch (B, T) and samples (B, 480 T), and whether each clip is wide-band (B,)."""
 
     mel: torch.Tensor
     pitch: torch.Tensor
@@ -225,24 +237,38 @@ class Crops(Batch):
     wide: torch.Tensor
 
 
-def crops(batch: list[Piece], generator: torch.Generator) -> Crops:
+def crops(batch: list[Piece], generator: torch.Generator, frames: int = CROP) -> Crops:
     """Return random crops of some clips."""
-    mel, pitch, true = (torch.stack(part) for part in zip(*(cropped(one, generator) for one in batch), strict=True))
+    parts = (cropped(one, generator, frames) for one in batch)
+    mel, pitch, true = (torch.stack(part) for part in zip(*parts, strict=True))
     return Crops(mel, pitch, true, torch.tensor([one.example.record.rate > RATE for one in batch]))
 
 
-def made_of(model: Generator, batch: Crops) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the samples (B, N) that the generator makes, and how far their spectra are from the true ones."""
-    made = model(batch.mel, batch.pitch, torch.randn((*batch.true.shape, 1), device=batch.mel.device))
+def made_of(model: Generator, batch: Crops, *, own_pitch: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the samples (B, N) that the generator makes, and how far their spectra are from the true ones.
+
+    own_pitch: whether the pitch is that which HiFT tells from the mel, as in the product.
+    """
+    noise = torch.randn((*batch.true.shape, 1), device=batch.mel.device)
+    made = model(batch.mel, None if own_pitch else batch.pitch, noise)
     return made, spectral_loss(made, batch.true, batch.wide)
 
 
-def refining_loss(model: Refined, batch: Crops) -> torch.Tensor:
-    """Let the adversary learn from a batch, then return what the generator is to learn from it."""
-    made, loss = made_of(model.generator, batch)
+def refining_loss(model: Refined, batch: Crops, ear: Ear | None = None) -> torch.Tensor:
+    """Let the adversary learn from a batch, then return what the generator is to learn from it.
+
+    With an ear it also counts how otherwise the sound is heard: what is off in a spectrum may be off in a word.
+    """
+    made, loss = made_of(model.generator, batch, own_pitch=ear is not None)
+    true = batch.true
+    if ear is not None:
+        loss = loss + SOUND_SHARE * ear.unlike_sounds(lowered(made), lowered(true))
+        # The adversary takes by far the longest, and needs no more of a clip than it sees without an ear.
+        start = HOP * int(torch.randint(batch.mel.shape[2] - CROP + 1, ()))
+        made, true = (one[:, start : start + HOP * CROP] for one in (made, true))
     # Recordings of 16 kHz end at BAND, by which alone they would be known.
     known = torch.where(batch.wide, 1.0, NARROW_SHARE)
-    return loss + ADVERSARY_SHARE * model.against(made, batch.true, known)
+    return loss + ADVERSARY_SHARE * model.against(made, true, known)
 
 
 @dataclass(frozen=True)
@@ -250,12 +276,14 @@ class Course:
     """Where and how to train: on which device, how many clips a step, with how many processes that prepare batches.
 
     captured: whether a step is recorded as a CUDA graph (training.captured).
+    heard: whether an ear listens, and to longer crops.
     """
 
     device: str = "cpu"
     batch: int = BATCH
     workers: int = 0
     captured: bool = False
+    heard: bool = False
 
     def plan(self, steps: int, rate: float) -> Plan:
         """Return the plan of a training."""
@@ -288,20 +316,23 @@ def train(work: Path, speech: Path | None, steps: int, first: Path | None, cours
     run(model, found, [1] * len(found), loss, out / CHECKPOINT, course.plan(steps, LEARNING_RATE), crops)
 
 
-def refine(work: Path, speech: Path | None, steps: int, first: Path | None, course: Course) -> None:
+def refine(work: Path, speech: Path | None, steps: int, rate: float, first: Path | None, course: Course) -> None:
     """Train on against the adversary, from the last checkpoint of that, else from ``first``, else from train's."""
-    found, out = pieces(work, speech), work / "hift"
+    frames = HEARD_CROP if course.heard else CROP
+    found, out = pieces(work, speech, frames), work / "hift"
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     inner = Generator(first, compiled=course.device == "cpu")
     if first is None and not (out / REFINED).is_file():
         inner.load_state_dict(best_weights(out / CHECKPOINT))
     model = Refined(inner.to(course.device), Adversary(), REFINING_RATE)
+    ear = load_ear(work).to(course.device) if course.heard else None
 
     def loss(batch: Crops, generator: torch.Generator) -> torch.Tensor:
-        return refining_loss(model, batch.to(home(model)))
+        return refining_loss(model, batch.to(home(model)), ear)
 
-    run(model, found, [1] * len(found), loss, out / REFINED, course.plan(steps, REFINING_RATE), crops)
+    prepared = functools.partial(crops, frames=frames)
+    run(model, found, [1] * len(found), loss, out / REFINED, course.plan(steps, rate), prepared)
 
 
 def load(work: Path) -> HiFT:
@@ -315,7 +346,8 @@ def load(work: Path) -> HiFT:
     hift = HiFT(hift_config())
     inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     hift.load_state_dict(hift_names(inner))
-    hift.f0_predictor.load_state_dict(load_pitch(work))
+    if has_pitch(work):  # else it is that of the weights which were begun with
+        hift.f0_predictor.load_state_dict(load_pitch(work))
     return hift.eval()
 
 
@@ -331,14 +363,17 @@ def main() -> None:
     parser.add_argument("--device", choices=DEVICES, default="cpu")
     parser.add_argument("--batch", type=int, default=BATCH, help="clips a step")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
+    parser.add_argument("--heard", action="store_true", help="refine: let an ear (training.ear) listen")
+    parser.add_argument("--rate", type=float, default=REFINING_RATE, help="refine: the greatest learning rate")
     parser.add_argument("--captured", action="store_true", help="record a step as a CUDA graph")
     options = parser.parse_args()
     begin(options.work, f"hift-{options.part}", options.threads)
-    course = Course(options.device, options.batch, options.workers, options.captured)
+    course = Course(options.device, options.batch, options.workers, options.captured, options.heard)
     if options.part == "train":
         train(options.work, options.speech, options.steps or STEPS, options.first, course)
     else:
-        refine(options.work, options.speech, options.steps or REFINING_STEPS, options.first, course)
+        steps = options.steps or REFINING_STEPS
+        refine(options.work, options.speech, steps, options.rate, options.first, course)
 
 
 if __name__ == "__main__":

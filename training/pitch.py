@@ -70,9 +70,18 @@ def exported(folder: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
+def _checkpoint(work: Path) -> Path:
+    return work / "pitch" / "checkpoint.pt"
+
+
+def has_pitch(work: Path) -> bool:
+    """Return whether the predictor was trained."""
+    return _checkpoint(work).is_file()
+
+
 def load(work: Path) -> dict[str, torch.Tensor]:
     """Return the weights of the last checkpoint (their running average)."""
-    return best_weights(work / "pitch" / "checkpoint.pt")
+    return best_weights(_checkpoint(work))
 
 
 def main() -> None:
