@@ -68,22 +68,24 @@ def whisper(seed: int = 0) -> dict[str, np.ndarray]:
         "encoder/conv1": {"weight": draw(WIDTH, MELS, 3), "bias": draw(WIDTH)},
         "encoder/conv2": {"weight": draw(WIDTH, WIDTH, 3), "bias": draw(WIDTH)},
         "encoder/layer_norm": norm(),
-        "decoder/layer_norm": norm(),
     }
     for number in range(LAYERS):
-        parts |= inside("encoder", number) | inside("decoder", number)
-        parts |= {
+        parts |= inside("encoder", number)
+    tables = {"encoder/position_encodings/encodings": draw(LONGEST, WIDTH)}
+    parts["decoder/layer_norm"] = norm()
+    for number in range(LAYERS):
+        parts |= inside("decoder", number) | {
             f"decoder/layer_{number}/attention/layer_norm": norm(),
             f"decoder/layer_{number}/attention/linear_0": linear(WIDTH, WIDTH),
             f"decoder/layer_{number}/attention/linear_1": linear(2 * WIDTH, WIDTH),
             f"decoder/layer_{number}/attention/linear_2": linear(WIDTH, WIDTH),
         }
-    found = {f"{part}/{key}": value for part, content in parts.items() for key, value in content.items()}
-    found["encoder/num_heads"] = found["decoder/num_heads"] = np.asarray(HEADS, np.int16)
-    found["encoder/position_encodings/encodings"] = draw(LONGEST, WIDTH)
-    found["decoder/position_encodings/encodings"] = draw(LONGEST_TEXT, WIDTH)
-    found["decoder/embeddings/weight"] = draw(TOKENS, WIDTH)
-    return found
+    tables["decoder/position_encodings/encodings"] = draw(LONGEST_TEXT, WIDTH)
+    tables["decoder/embeddings/weight"] = draw(TOKENS, WIDTH)
+    heads = {f"{side}/num_heads": np.asarray(HEADS, np.int16) for side in ("encoder", "decoder")}
+    return (
+        {f"{part}/{key}": value for part, content in parts.items() for key, value in content.items()} | tables | heads
+    )
 
 
 def test_every_variable_of_a_file_comes_back() -> None:

@@ -194,7 +194,8 @@ def power_of(samples: torch.Tensor) -> torch.Tensor:
     window = torch.hann_window(size, device=samples.device)
     spectrum = torch.view_as_real(torch.stft(samples, size, hop, window=window, return_complex=True))
     power = spectrum[:, :, : samples.shape[1] // hop].square().sum(-1)
-    filters = features.mel_filters(RATE, size, MELS, 0.0, RATE / 2).to(samples.device)
+    # The product may have made them in inference mode, of which gradients want a copy.
+    filters = features.mel_filters(RATE, size, MELS, 0.0, RATE / 2).clone().to(samples.device)
     return (filters @ power).clamp(min=features.WHISPER_FLOOR).log10().transpose(1, 2)
 
 
