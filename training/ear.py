@@ -27,6 +27,7 @@ from torch import nn
 from stepaudio import audio, features
 from stepaudio.types import Waveform
 from training.acoustic import MEL, MEL_MEAN, MEL_SPREAD, MELS, SOUND_RATE, sound_of
+from training.captured import Batch
 from training.command import DEVICES, begin
 from training.data import RATE
 from training.shards import read_records, read_samples
@@ -82,15 +83,11 @@ class Bridge(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
+class Words(Batch):
     """The texts of a batch. tokens: int64 (B, N).   followed: bool (B, N), where what comes next is to be told."""
 
     tokens: torch.Tensor
     followed: torch.Tensor
-
-    def to(self, device: torch.device) -> Words:
-        """Return the same elsewhere."""
-        return Words(self.tokens.to(device), self.followed.to(device))
 
 
 class Spelling:
